@@ -1,0 +1,22 @@
+"""Settings every test relies on, made before jax is imported: 8 simulated CPU devices and a cache of their own."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+import hypothesis
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+# Workers of pytest-xdist inherit the folder of the process that starts them and share what is cached in it.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  cache_home = tempfile.mkdtemp(prefix='meshlm-tests-')
+  os.environ['XDG_CACHE_HOME'] = cache_home
+  atexit.register(shutil.rmtree, cache_home, ignore_errors=True)
+
+# JAX compiles inside the first example of a property, so time says nothing about it.
+hypothesis.settings.register_profile('meshlm', deadline=None, derandomize='CI' in os.environ,
+                                     suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile('meshlm')

@@ -1,0 +1,48 @@
+"""Where derived files are kept, and how they are written so that a killed process leaves no half file."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+
+def cache_dir(data_config) -> pathlib.Path:
+  """Folder of trained tokenizers and token stores: `data.cache_dir`, or $XDG_CACHE_HOME/meshlm, or ~/.cache/meshlm."""
+  if data_config.cache_dir:
+    return pathlib.Path(data_config.cache_dir).expanduser()
+  home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  return pathlib.Path(home) / 'meshlm'
+
+
+@contextlib.contextmanager
+def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields an empty folder that takes the name `path` when the block ends well, and vanishes when it does not.
+
+  A folder already at `path` is replaced. Of two processes that write the same path at the same time one wins; both
+  find a whole folder there afterwards.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  unfinished = pathlib.Path(tempfile.mkdtemp(prefix=f'.{path.name}-', dir=path.parent))
+  try:
+    yield unfinished
+    unfinished.chmod(0o755)
+    _move(unfinished, path)
+  finally:
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _move(source: pathlib.Path, target: pathlib.Path) -> None:
+  if target.exists():
+    # A folder cannot be swapped in one system call: the old one steps aside under a name nobody reads.
+    old = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}-old-', dir=target.parent))
+    with contextlib.suppress(FileNotFoundError):
+      target.rename(old / 'old')
+    shutil.rmtree(old)
+  try:
+    source.rename(target)
+  except OSError:
+    if not target.is_dir():  # otherwise another process wrote the same path in the meantime
+      raise

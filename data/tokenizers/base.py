@@ -1,0 +1,88 @@
+"""The interface that every tokenizer serves, and what they share: normalisation, fingerprint, pickling."""
+
+import dataclasses
+import functools
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+NORMALIZATIONS = ('none', 'nfc', 'nfkc', 'nfkc-lowercase')
+REPLACEMENT = '\ufffd'  # what decoding shows for bytes that are no UTF-8 and for unknown characters
+
+
+class Tokenizer(Protocol):
+  """Text to ids and back.
+
+  Attributes:
+    vocab_size: ids are 0 <= id < vocab_size.
+    eos_id: the id that ends (and begins) a document; `encode` never returns it.
+    lossless: decode(encode(text)) == text for every text that can be written as UTF-8.
+    fingerprint: hash of everything that decides what `encode` and `decode` return.
+  """
+
+  vocab_size: int
+  eos_id: int
+  lossless: bool
+  fingerprint: str
+
+  def encode(self, text: str) -> np.ndarray:
+    """Returns int32 ids [length] of `text`, without special tokens.
+
+    Raises:
+      UnicodeEncodeError: `text` holds a lone surrogate, which no UTF-8 file can.
+    """
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Returns the text of `ids`; special tokens and ids outside the vocabulary (a model's table may be padded) vanish."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseTokenizer:
+  """A tokenizer that is a value: what it does follows from its class, `normalization` and `model` alone.
+
+  Attributes:
+    normalization: one of NORMALIZATIONS, applied to text before it is tokenized.
+    model: the file that a library or this package reads the vocabulary from.
+  """
+
+  normalization: str = 'none'
+  model: bytes = b''
+
+  format: ClassVar[str]  # name in a saved tokenizer's description
+  model_file: ClassVar[str]  # name of the file that holds `model`; '' = no file
+
+  def __post_init__(self):
+    if self.normalization not in NORMALIZATIONS:
+      raise ValueError(f'data.normalization is {self.normalization!r}; it must be one of {", ".join(NORMALIZATIONS)}')
+
+  def __reduce__(self):  # library objects in cached properties stay behind
+    return type(self), (self.normalization, self.model)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    digest = hashlib.sha256(f'{self.format}\n{self.normalization}\n'.encode())
+    digest.update(self.model)
+    return digest.hexdigest()
+
+  @property
+  def lossless(self) -> bool:
+    return self.normalization == 'none' and self._lossless
+
+  def encode(self, text: str) -> np.ndarray:
+    return self._encode(normalize(text, self.normalization))
+
+  def decode(self, ids: Sequence[int]) -> str:
+    ids = np.asarray(ids, np.int64).reshape(-1)
+    return self._decode(ids[(ids >= 0) & (ids < self.vocab_size)])
+
+
+def normalize(text: str, normalization: str) -> str:
+  """Returns `text` in the Unicode normal form `normalization`, one of NORMALIZATIONS."""
+  if normalization == 'none':
+    return text
+  if normalization == 'nfkc-lowercase':
+    return unicodedata.normalize('NFKC', text).lower()
+  return unicodedata.normalize(normalization.upper(), text)

@@ -1,0 +1,81 @@
+"""Self-attention with multi-head, grouped-query or multi-query keys. L length, D embed, H heads, G kv_heads, K head_dim."""
+
+import jax
+import jax.numpy as jnp
+
+from model import layers
+from model import positions as pos
+from pallas_kernels import AttentionSpec, attention
+from parallel import axes as ax
+
+
+class SelfAttention(layers.Module):
+  """Projections, rotary positions and the attention core (Vaswani et al. 2017; Ainslie et al. 2023 for groups)."""
+
+  def __init__(self, scope, model_config, *, rngs):
+    self.scope = scope
+    self.dropout_rate = model_config.attention_dropout_rate
+    self.implementation = model_config.attention_implementation
+    embed, head_dim = model_config.embed_dim, model_config.head_dim
+
+    def projection(name, heads, axis):
+      return layers.Linear(name, model_config, (embed,), (ax.EMBED,), (heads, head_dim), (axis, ax.HEAD_DIM), rngs=rngs)
+
+    self.query = projection('query', model_config.num_heads, ax.HEADS)
+    self.key = projection('key', model_config.num_kv_heads, ax.KV_HEADS)
+    self.value = projection('value', model_config.num_kv_heads, ax.KV_HEADS)
+    self.out = layers.Linear('out', model_config, (model_config.num_heads, head_dim), (ax.HEADS, ax.HEAD_DIM),
+                             (embed,), (ax.EMBED,), rngs=rngs, residual=True)
+    self.query_norm = self.key_norm = None
+    if model_config.qk_norm:
+      self.query_norm = layers.RMSNorm('query_norm', head_dim, ax.HEAD_DIM, model_config.norm_epsilon)
+      self.key_norm = layers.RMSNorm('key_norm', head_dim, ax.HEAD_DIM, model_config.norm_epsilon)
+
+  def __call__(self, x_BxLxD, context, key, cache):
+    """Returns the attended values [B, L, D] and the cache with this call's keys and values in it.
+
+    Args:
+      x_BxLxD: the normed residual stream.
+      context: `Context` of the call: segments, positions, rotation.
+      key: PRNG key for dropout on the probabilities, or None.
+      cache: (keys, values), each [B, S, G, K], or None.
+    """
+    q, k, v = self.query(x_BxLxD), self.key(x_BxLxD), self.value(x_BxLxD)
+    if self.query_norm is not None:
+      q, k = self.query_norm(q), self.key_norm(k)
+    if context.rotation is not None:
+      with jax.named_scope('rotary'):
+        q, k = pos.rotate(q, context.rotation), pos.rotate(k, context.rotation)
+    if cache is not None:
+      cache = tuple(jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), context.cache_length, axis=1)
+                    for old, new in zip(cache, (k, v)))
+      k, v = cache
+    attended = attention(q, k, v, context.spec(self.dropout_rate, key), implementation=self.implementation)
+    return self.out(attended), cache
+
+
+class Context:
+  """What every layer of one call shares: who sees whom, rotary angles, and where the cache continues."""
+
+  def __init__(self, positions_BxL, segment_ids_BxL, rotation=None, cache=None):
+    self.positions, self.segment_ids, self.rotation = positions_BxL, segment_ids_BxL, rotation
+    self.cache_length = None
+    if cache is not None:
+      self.cache_length = cache['length']
+      self.kv_segment_ids = _append(cache['segment_ids'], segment_ids_BxL, self.cache_length)
+      self.kv_positions = _append(cache['positions'], positions_BxL, self.cache_length)
+
+  def spec(self, dropout_rate: float, key) -> AttentionSpec:
+    """The mask: causal by index without a cache, causal by position against the cache's slots with one."""
+    if key is None or dropout_rate == 0.0:
+      dropout = {}
+    else:
+      dropout = {'dropout_rate': dropout_rate, 'dropout_seed': jax.random.bits(key, (), jnp.uint32)}
+    if self.cache_length is None:
+      return AttentionSpec(causal=True, q_segment_ids=self.segment_ids, kv_segment_ids=self.segment_ids, **dropout)
+    return AttentionSpec(q_segment_ids=self.segment_ids, kv_segment_ids=self.kv_segment_ids,
+                         q_order=self.positions, kv_order=self.kv_positions, **dropout)
+
+
+def _append(slots_BxS, new_BxL, length):
+  return jax.lax.dynamic_update_slice_in_dim(slots_BxS, new_BxL.astype(slots_BxS.dtype), length, axis=1)

@@ -1,0 +1,86 @@
+"""From a model config to a model: derived sizes filled in, mistakes refused, one family looked up."""
+
+import jax
+
+from model import block, decoder, feed_forward, layers, positions, stack
+
+FAMILIES = {'decoder': decoder.create}
+_CHOICES = {'family': tuple(FAMILIES), 'positions': positions.POSITIONS, 'norm': layers.NORMS, 'norm_position': block.NORM_POSITIONS,
+            'activation': tuple(feed_forward.ACTIVATIONS), 'init': layers.INITS, 'layer_loop': stack.LAYER_LOOPS,
+            'remat': stack.REMATS, 'attention_implementation': ('auto', 'reference', 'blockwise')}
+
+
+def build(model_config, seed: int = 0):
+  """Builds a model and its parameters.
+
+  Args:
+    model_config: the `model` group of a config; `vocab_size` (and `max_length` for learned positions) given.
+    seed: seed of the initialisation.
+
+  Returns:
+    (model, params): pure functions of the parameters, and the nested dict of float32 arrays.
+
+  Raises:
+    ValueError: the config is inconsistent.
+  """
+  model = create(model_config)
+  return model, jax.jit(model.init)(jax.random.key(seed))
+
+
+def create(model_config):
+  """The model of a config, without parameters. Raises ValueError as `resolve` does."""
+  model_config = resolve(model_config)
+  return FAMILIES[model_config.family](model_config)
+
+
+def resolve(model_config):
+  """A copy of the config with derived sizes (0 = ...) filled in, checked.
+
+  Raises:
+    ValueError: a choice does not exist or sizes do not fit, saying what is allowed.
+  """
+  model_config = model_config.copy_and_resolve_references()
+  check(model_config)
+  with model_config.unlocked():
+    model_config.head_dim = model_config.head_dim or model_config.embed_dim // model_config.num_heads
+    model_config.num_kv_heads = model_config.num_kv_heads or model_config.num_heads
+    if not model_config.mlp_dim:
+      gated = -(-8 * model_config.embed_dim // (3 * 64)) * 64
+      model_config.mlp_dim = gated if model_config.gated_mlp else 4 * model_config.embed_dim
+  if model_config.vocab_size == 0:
+    raise ValueError('model.vocab_size=0 means the tokenizer\'s size, which is not known here; set model.vocab_size')
+  if model_config.positions == 'learned' and model_config.max_length == 0:
+    raise ValueError('model.max_length=0 means data.sequence_length, which is not known here; set model.max_length')
+  return model_config
+
+
+def check(model_config) -> None:
+  """Everything that can be refused before data is read; sizes left 0 are not judged.
+
+  Raises:
+    ValueError: a choice does not exist or sizes do not fit, saying what is allowed.
+  """
+  for key, allowed in _CHOICES.items():
+    if model_config[key] not in allowed:
+      raise ValueError(f'model.{key}={model_config[key]!r} does not exist; choose one of {", ".join(allowed)}')
+  for key in ('num_layers', 'embed_dim', 'num_heads'):
+    if model_config[key] < 1:
+      raise ValueError(f'model.{key}={model_config[key]} must be at least 1')
+  for key in ('vocab_size', 'num_kv_heads', 'head_dim', 'mlp_dim', 'max_length'):
+    if model_config[key] < 0:
+      raise ValueError(f'model.{key}={model_config[key]} must not be negative; 0 derives it')
+  for key in ('dropout_rate', 'attention_dropout_rate'):
+    if not 0 <= model_config[key] < 1:
+      raise ValueError(f'model.{key}={model_config[key]} must be at least 0 and below 1')
+  heads, kv_heads = model_config.num_heads, model_config.num_kv_heads
+  if not model_config.head_dim and model_config.embed_dim % heads:
+    raise ValueError(f'model.num_heads={heads} does not divide model.embed_dim={model_config.embed_dim}; choose heads '
+                     'that divide it, or set model.head_dim')
+  if kv_heads and heads % kv_heads:
+    raise ValueError(f'model.num_kv_heads={kv_heads} does not divide model.num_heads={heads}; choose a divisor, 0 for '
+                     'as many, or 1 for multi-query')
+  head_dim = model_config.head_dim or model_config.embed_dim // heads
+  if model_config.positions == 'rope' and head_dim % 2:
+    raise ValueError(f"model.positions='rope' rotates pairs, but a head is {head_dim} wide; set an even model.head_dim")
+  if model_config.positions == 'sinusoidal' and model_config.embed_dim % 2:
+    raise ValueError(f"model.positions='sinusoidal' needs an even model.embed_dim, not {model_config.embed_dim}")

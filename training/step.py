@@ -1,0 +1,75 @@
+"""One training step as a pure function: gradient, accumulation, update, and the guard against non-finite values."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from training.state import TrainState
+
+
+def make_step(loss, optimizer, schedule, *, seed: int, accumulation_steps: int = 1, ema_decay: float = 0.0):
+  """Builds `step(state, batch) -> (state, metrics)`.
+
+  Args:
+    loss: `loss(params, batch, rng) -> (mean over counted tokens, sums)`, as objectives and their transformations give it.
+    optimizer: an optax GradientTransformation.
+    schedule: learning rate by number of updates, for the metrics.
+    seed: dropout keys follow from it and the number of updates.
+    accumulation_steps: microbatches that a batch is cut into; the result is that of the whole batch.
+    ema_decay: decay of the moving average of parameters; 0 when the state has none.
+
+  Returns:
+    The step. A non-finite loss or gradient leaves the state as it was. Metrics are float32 scalars: `total_loss` (the
+    differentiated mean), `loss`, `tokens` and `correct` (sums over counted tokens), `grad_norm` (before clipping),
+    `learning_rate`, `finite` (1 or 0).
+  """
+  gradient = jax.value_and_grad(loss, has_aux=True)
+  base_key = jax.random.key(seed)
+
+  def step(state: TrainState, batch):
+    key = jax.random.fold_in(base_key, state.updates)
+    (total_loss, sums), grads = accumulate(gradient, accumulation_steps)(state.params, batch, key)
+    grad_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(total_loss) & jnp.isfinite(grad_norm)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = None if state.ema is None else _average(state.ema, params, ema_decay, state.updates)
+    new_state = TrainState(state.updates + 1, params, opt_state, ema)
+    metrics = {**sums, 'total_loss': total_loss, 'grad_norm': grad_norm, 'finite': finite.astype(jnp.float32),
+               'learning_rate': jnp.asarray(schedule(state.updates), jnp.float32)}
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state), metrics
+
+  return step
+
+
+def accumulate(gradient, num_microbatches: int):
+  """`gradient` over microbatches, one after the other, with the result of the whole batch.
+
+  Each mean is weighted by its own count of tokens, so that the sum is the mean over all counted tokens. Rows are dealt
+  round-robin, so that a batch sharded over devices stays where it is.
+  """
+  if num_microbatches == 1:
+    return gradient
+
+  def accumulated(params, batch, key):
+    deal = lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
+    keys = jax.random.split(key, num_microbatches)
+
+    def add(total, microbatch_and_key):
+      (mean, sums), grads = gradient(params, *microbatch_and_key)
+      weighted = jax.tree.map(lambda x: x * sums['tokens'], (mean, grads))
+      return jax.tree.map(jnp.add, total, (weighted, sums)), None
+
+    (mean, sums), grads = jax.eval_shape(gradient, params, jax.tree.map(lambda x: deal(x)[0], batch), keys[0])
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), ((mean, grads), sums))
+    ((mean, grads), sums), _ = jax.lax.scan(add, zeros, (jax.tree.map(deal, batch), keys))
+    count = jnp.maximum(sums['tokens'], 1.0)
+    return (mean / count, sums), jax.tree.map(lambda g: g / count, grads)
+
+  return accumulated
+
+
+def _average(ema, params, decay, updates):
+  # A short history averages less: the ramp of TensorFlow's ExponentialMovingAverage(num_updates).
+  decay = jnp.minimum(decay, (1.0 + updates) / (10.0 + updates))
+  return jax.tree.map(lambda old, new: old * decay + new * (1.0 - decay), ema, params)

@@ -1,0 +1,59 @@
+"""Durations: a number of steps, or a mapping with exactly one unit, such as `{'epochs': 3}`."""
+
+import math
+from collections.abc import Mapping
+
+UNITS = ('steps', 'tokens', 'examples', 'epochs', 'share')
+_EXAMPLE = "write a number of steps such as 100, or one unit such as {'tokens': 1000000} or {'share': 0.1}"
+
+
+def check(duration) -> None:
+  """Raises ValueError in words unless `duration` is a nonnegative int or a mapping with exactly one unit."""
+  if isinstance(duration, Mapping):
+    if len(duration) != 1 or next(iter(duration)) not in UNITS:
+      raise ValueError(f'a duration has exactly one of the units {", ".join(UNITS)}; got {dict(duration)}; {_EXAMPLE}')
+    unit, amount = next(iter(duration.items()))
+  else:
+    unit, amount = 'steps', duration
+  whole = unit in ('steps', 'tokens', 'examples')
+  if isinstance(amount, bool) or not isinstance(amount, int if whole else (int, float)):
+    raise ValueError(f'a duration in {unit} is {"a whole number" if whole else "a number"}; got {amount!r}; {_EXAMPLE}')
+  if not 0 <= amount < math.inf or (unit == 'share' and amount > 1):
+    raise ValueError(f'a duration in {unit} is {"between 0 and 1" if unit == "share" else "finite and not negative"}; '
+                     f'got {amount}; {_EXAMPLE}')
+
+
+def steps(
+    duration, *, batch_tokens: int, sequence_length: int, run_steps: int | None = None, epoch_steps: float | None = None
+) -> int:
+  """Converts a duration to optimizer steps, rounded up, so that only zero gives 0.
+
+  Args:
+    duration: a number of steps, or a mapping with exactly one of `UNITS`.
+    batch_tokens: global tokens a step.
+    sequence_length: tokens of one example.
+    run_steps: steps of the whole run; None while they are not known, when a share is refused.
+    epoch_steps: steps (any positive real number) of one pass over the data; None when unknown, and epochs refused.
+
+  Returns:
+    The number of steps.
+
+  Raises:
+    ValueError: not a duration, or one whose unit cannot be converted here.
+  """
+  check(duration)
+  if not isinstance(duration, Mapping):
+    return duration
+  unit, amount = next(iter(duration.items()))
+  steps_per_unit = {
+      'steps': 1,
+      'tokens': 1 / batch_tokens,
+      'examples': sequence_length / batch_tokens,
+      'epochs': epoch_steps,
+      'share': run_steps,
+  }[unit]
+  if steps_per_unit is None:
+    raise ValueError(f'a duration in {unit} has no meaning here; got {dict(duration)}; give it in another unit '
+                     f'({", ".join(other for other in UNITS if other != unit)})')
+  # The tolerance keeps a product such as 0.1 * 30 = 3.0000000000000004 from costing a step.
+  return math.ceil(amount * steps_per_unit * (1 - 1e-12))

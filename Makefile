@@ -1,19 +1,18 @@
 # PYTHON=/path/to/python3 chooses the interpreter; otherwise the newest on PATH from 3.11 to 3.13 is taken.
 
-# Large pages for malloc: far fewer page faults in each training step.
-export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
-
 .PHONY: help install train test lint clean
 
 help:
 	@echo 'make train    install into .venv, train configs/quickstart.py in runs/quickstart (again: resume)'
 	@echo 'make test     install into .venv, run the quick tests'
-	@echo 'make lint     check the style'
+	@echo 'make lint     install into .venv, check the style'
 	@echo 'make clean    remove .venv and caches; runs/ stays'
 
 install:
 	@scripts/install.sh
 
+# Large pages for malloc: far fewer page faults in each training step.
+train: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 train: install
 	.venv/bin/python train.py --config=configs/quickstart.py --workdir=runs/quickstart
 

@@ -27,6 +27,6 @@ constraints=constraints/py$($python -c 'import sys; print("%d%d" % sys.version_i
 sources=$(cksum setup.cfg pyproject.toml "$constraints"; pwd)
 if [ ! -f $record ] || [ "$(cat $record)" != "$sources" ]; then
   echo "Installing the versions of $constraints into .venv (once, some minutes)"
-  $python -m pip install --quiet --disable-pip-version-check --constraint "$constraints" --editable '.[test]'
+  $python -m pip install --quiet --quiet --disable-pip-version-check --constraint "$constraints" --editable '.[test]'
   echo "$sources" >$record
 fi

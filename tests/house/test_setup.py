@@ -50,6 +50,7 @@ class TestFindPython:
     fake_python(tmp_path / 'a/python3.11', of_version(3, 11, 9))
     fake_python(tmp_path / 'b/python3', of_version(3, 13, 1))
     fake_python(tmp_path / 'b/python3.12', of_version(3, 12, 4))
+    fake_python(tmp_path / 'c/python3.11', of_version(3, 11, 9))
     fake_python(tmp_path / 'c/python', of_version(3, 14, 0))
     assert find_python(*(tmp_path / name for name in 'abc')).stdout == 'python-of-13\n'
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 
 def make_mesh(mesh_config, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -14,22 +14,22 @@ def make_mesh(mesh_config, devices: Sequence[jax.Device] | None = None) -> Mesh:
     ValueError: as `check_mesh`.
   """
   devices = jax.devices() if devices is None else list(devices)
-  sizes = mesh_sizes(mesh_config, len(devices))
+  sizes = _sizes(mesh_config, len(devices))
   return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes),
                        devices=devices[:math.prod(sizes.values())])
 
 
-def check_mesh(mesh_config, device_count: int) -> None:
-  """Refuses, with a ValueError in words, a mesh that `device_count` devices cannot form or that does not exist yet."""
-  mesh_sizes(mesh_config, device_count)
-
-
-def mesh_sizes(mesh_config, device_count: int) -> dict[str, int]:
-  """The size of every mesh axis, in order, with `data = -1` resolved.
+def check_mesh(mesh_config, device_count: int) -> AbstractMesh:
+  """The mesh of the config without its devices.
 
   Raises:
-    ValueError: as `check_mesh`.
+    ValueError: `device_count` devices cannot form the mesh, or it has an axis that does not exist yet.
   """
+  sizes = _sizes(mesh_config, device_count)
+  return AbstractMesh(tuple(sizes.values()), tuple(sizes))
+
+
+def _sizes(mesh_config, device_count: int) -> dict[str, int]:
   sizes = {'data': mesh_config.data, 'fsdp': mesh_config.fsdp, 'tensor': mesh_config.tensor,
            'sequence': mesh_config.sequence, 'pipeline': mesh_config.pipeline, 'expert': mesh_config.expert}
   for name in ('tensor', 'sequence', 'pipeline', 'expert'):

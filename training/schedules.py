@@ -52,8 +52,9 @@ def _body(optimizer_config, peak, run_steps, warmup_steps, decay_steps):
     case 'cosine':
       return optax.cosine_decay_schedule(peak, rest, optimizer_config.final_fraction)
     case 'inverse_sqrt':
-      start = max(warmup_steps, 1)
-      return lambda count: peak * jnp.sqrt(start / (start + count + (1 if warmup_steps else 0)))
+      # The warm-up ended at the peak; without one the first update has it.
+      start, first = max(warmup_steps, 1), min(warmup_steps, 1)
+      return lambda count: peak * jnp.sqrt(start / (start + first + count))
     case 'wsd':
       stable = run_steps - warmup_steps - decay_steps
       if stable < 0:
@@ -64,4 +65,4 @@ def _body(optimizer_config, peak, run_steps, warmup_steps, decay_steps):
           [optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay_steps)], [stable])
     case 'step' | 'exponential':
       return optax.exponential_decay(peak, decay_steps, optimizer_config.decay_factor, staircase=name == 'step')
-  raise ValueError(f'optimizer.schedule is {name!r}; it can be {", ".join(NAMES)}')
+  raise ValueError(f'optimizer.schedule={name!r} does not exist; choose one of {", ".join(NAMES)}')

@@ -1,0 +1,131 @@
+"""Documents: the unit that is cleaned, deduplicated, split and, later, tokenized.
+
+Every reader in `corpora` yields `Document`s, and every stage between a reader and the tokenizer is a function from
+documents to documents that adds what it did to `counts`.
+"""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+
+Counts = collections.Counter  # what cleaning saw, by name, for the report
+
+_BLANK_LINES = re.compile(r'\n(?:[ \t]*\n)+')
+_BYTE_ORDER_MARK = '\ufeff'
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+  """A text and where it came from (`file` or `file:line`)."""
+
+  text: str
+  source: str
+
+  @functools.cached_property
+  def digest(self) -> bytes:
+    """128 bits that name the content: equal texts have equal digests."""
+    return hashlib.blake2b(self.text.encode(), digest_size=16).digest()
+
+  @functools.cached_property
+  def fraction(self) -> float:
+    """A number in [0, 1) that depends on the content only."""
+    return int.from_bytes(self.digest[:6], 'big') / 2**48
+
+
+def decode(content: bytes, source: str) -> str:
+  """The text of a file's bytes, without a byte order mark.
+
+  Raises:
+    ValueError: `content` is not UTF-8 or holds a NUL byte; names `source`, the line and the byte (from 0).
+  """
+  try:
+    text = content.decode('utf-8')
+  except UnicodeDecodeError as error:
+    found, position = f'invalid UTF-8 (0x{content[error.start]:02x})', error.start
+  else:
+    if (position := content.find(b'\0')) < 0:
+      return text.removeprefix(_BYTE_ORDER_MARK)
+    found = 'a NUL byte'
+  line = content.count(b'\n', 0, position) + 1
+  raise ValueError(
+    f'{source}: {found} at line {line}, byte {position}; text must be UTF-8 without NUL bytes. '
+    f'If the file has another encoding, convert it: iconv -f ENCODING -t UTF-8'
+  )
+
+
+def clean(documents: Iterable[Document], counts: Counts) -> Iterator[Document]:
+  """Turns CRLF into LF and drops documents without any visible character; counts both.
+
+  Raises:
+    ValueError: a text holds a NUL character or a lone surrogate, which no UTF-8 file can; names the source.
+  """
+  for document in documents:
+    text = document.text
+    if '\0' in text:
+      raise ValueError(f'{document.source}: a NUL character in the text; remove it')
+    try:
+      text.encode()
+    except UnicodeEncodeError as error:
+      raise ValueError(
+        f'{document.source}: {text[error.start]!r} at character {error.start} is half a surrogate pair, not a character'
+      ) from None
+    if crlf := text.count('\r\n'):
+      counts['crlf_lines'] += crlf
+      document = Document(text.replace('\r\n', '\n'), document.source)
+    if not text or text.isspace():
+      counts['empty_documents'] += 1
+    else:
+      yield document
+
+
+def unique(documents: Iterable[Document], seen: set[bytes], counts: Counts) -> Iterator[Document]:
+  """Drops documents whose exact text is in `seen` (digests, extended here) already; counts them."""
+  for document in documents:
+    if document.digest in seen:
+      counts['duplicates'] += 1
+    else:
+      seen.add(document.digest)
+      yield document
+
+
+def blank_line_blocks(document: Document) -> Iterator[Document]:
+  """The blocks between blank lines, each a document of its own with the line where it starts."""
+  text = document.text.replace('\r\n', '\n')
+  line, position = 1, 0
+  for gap in _BLANK_LINES.finditer(text):
+    yield from _block(text[position:gap.start()], document.source, line)
+    line += text.count('\n', position, gap.end())
+    position = gap.end()
+  yield from _block(text[position:], document.source, line)
+
+
+def _block(text: str, source: str, line: int) -> Iterator[Document]:
+  if text.strip():
+    yield Document(text.strip('\n'), f'{source}:{line}')
+
+
+def split(documents: list[Document], validation_fraction: float) -> tuple[list[Document], list[Document]]:
+  """(train, validation): a document is held out when the hash of its content falls below `validation_fraction`.
+
+  So a document stays on its side whatever else the corpus holds. Only where a side would be empty does it get the one
+  document nearest to the threshold.
+
+  Raises:
+    ValueError: there are fewer than two documents to split.
+  """
+  if not 0 <= validation_fraction < 1:
+    raise ValueError(f'data.validation_fraction is {validation_fraction}; it must be at least 0 and below 1')
+  if validation_fraction == 0:
+    return documents, []
+  if len(documents) < 2:
+    raise ValueError(
+      f'the corpus has {len(documents)} document(s), and holding some out for validation takes at least 2. '
+      f'Text with blank lines: --config.data.document=blank-line; no validation: --config.data.validation_fraction=0'
+    )
+  fractions = sorted(document.fraction for document in documents)
+  threshold = min(max(validation_fraction, fractions[1]), fractions[-1])
+  train = [document for document in documents if document.fraction >= threshold]
+  return train, [document for document in documents if document.fraction < threshold]

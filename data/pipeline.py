@@ -1,0 +1,152 @@
+"""Batches: an endless stream for training whose position can be saved, and one pass for evaluation.
+
+grain delivers and prefetches them. What batch n holds is a function of n alone: which component each of its rows comes
+from, and which of the component's rows, in an order of its own for each of the component's epochs. So the position of
+the stream is one number, and continuing from it is exact.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Self
+
+import numpy as np
+
+from data.dataset import Dataset, Split
+from data.packing import Batch, Rows, build, pack
+
+_PREFETCHED = 4  # batches
+
+
+def train_batches(dataset: Dataset, rows: int, seed: int) -> 'Batches':
+  """An endless iterator over batches of `rows` rows, in an order that follows from `seed`."""
+  return Batches(dataset, rows, seed)
+
+
+class Batches:
+  """Iterator over training batches; `next` gives int32 arrays [rows, row_length], see `packing.build`."""
+
+  def __init__(self, dataset: Dataset, rows: int, seed: int):
+    import grain  # here, because it imports jax, which processes that only encode text can do without
+
+    if rows < 1:
+      raise ValueError(f'a batch of {rows} rows is empty; data.batch_tokens must be at least data.sequence_length')
+    joined = Rows.concatenate(dataset.rows)
+    order = _Order(dataset, rows, seed)
+    build_batch = functools.partial(build, joined, stream=dataset.train.stream)
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCHED)
+    self._iterator = iter(grain.MapDataset.source(order).map(build_batch).to_iter_dataset(options))
+    self._made_of = {'data': dataset.fingerprint, 'rows': rows, 'seed': seed}
+    self._rows_per_epoch = len(joined)
+    self._rows = rows
+
+  def __iter__(self) -> Self:
+    return self
+
+  def __next__(self) -> Batch:
+    return next(self._iterator)
+
+  @property
+  def epoch(self) -> float:
+    """Rows delivered so far over the rows of one pass over all training documents."""
+    return self._iterator.get_state()['next_index'] * self._rows / self._rows_per_epoch
+
+  def get_state(self) -> dict:
+    """The position in the stream and what the stream is made of, as JSON can hold it."""
+    return {**self._made_of, 'position': self._iterator.get_state()}
+
+  def set_state(self, state: dict) -> None:
+    """Continues from `state`: the next batches are those that followed it.
+
+    Raises:
+      ValueError: the state was saved by a stream of other batches.
+    """
+    for name, told in (
+      ('data', 'the documents, the tokenizer, the sequence length, the packing or the weights of a mixture'),
+      ('rows', 'data.batch_tokens'),
+      ('seed', 'the seed'),
+    ):
+      if state[name] != self._made_of[name]:
+        raise ValueError(
+          f'the saved position belongs to other batches, so it cannot be continued: {told} changed '
+          f'({name} was {state[name]} and is {self._made_of[name]}). Change it back, or start in a new --workdir.'
+        )
+    self._iterator.set_state(state['position'])
+
+  def close(self) -> None:
+    """Ends the prefetching thread."""
+    self._iterator.close()
+
+
+class _Order:
+  """Source for grain: item n is the rows of batch n, as indices into the rows of all components together."""
+
+  def __init__(self, dataset: Dataset, rows: int, seed: int):
+    self._rows = rows
+    self._seed = seed
+    self._sizes = [len(part) for part in dataset.rows]
+    self._starts = np.cumsum([0, *self._sizes])
+    self._frequencies = row_frequencies(dataset.rows, dataset.weights)
+    self._epoch_order = functools.lru_cache(2 * len(self._sizes))(self._shuffle)
+
+  def __len__(self) -> int:
+    return 2**48  # grain wants a length; no run gets here
+
+  def __getitem__(self, step: int) -> np.ndarray:
+    components, numbers = interleave(self._frequencies, step * self._rows, (step + 1) * self._rows)
+    ids = np.empty(self._rows, np.int64)
+    for component in np.unique(components):
+      chosen = np.flatnonzero(components == component)
+      epochs, within = np.divmod(numbers[chosen], self._sizes[component])
+      for epoch in np.unique(epochs):
+        now = epochs == epoch
+        ids[chosen[now]] = self._epoch_order(int(component), int(epoch))[within[now]]
+    return ids
+
+  def _shuffle(self, component: int, epoch: int) -> np.ndarray:
+    rng = np.random.default_rng([self._seed, component, epoch])
+    return self._starts[component] + rng.permutation(self._sizes[component])
+
+
+def row_frequencies(rows: tuple[Rows, ...], weights: tuple[float, ...]) -> np.ndarray:
+  """How often each component gives a row, so that the targets it delivers over its epochs have the share `weights`."""
+  frequencies = np.array([weight * len(part) / part.num_targets for part, weight in zip(rows, weights, strict=True)])
+  return frequencies / frequencies.sum()
+
+
+def interleave(frequencies: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+  """Elements `start` to `stop` of the fairest sequence in which component i occurs `frequencies[i]` of the time.
+
+  The k-th element of component i (from 0) is due at time (k + 1/2) / frequencies[i]; the sequence is sorted by that,
+  so at every point each component is within about one element of its share.
+
+  Args:
+    frequencies: float [components], summing to 1.
+
+  Returns:
+    (components, numbers): int64 [stop - start] each, element `numbers[j]` of component `components[j]`.
+  """
+  spare = len(frequencies) + 1
+  first = np.maximum(0, np.floor((start - spare) * frequencies + 0.5)).astype(np.int64)  # due before start - spare
+  last = np.ceil((stop + spare) * frequencies).astype(np.int64) + 1
+  components = np.repeat(np.arange(len(frequencies)), last - first)
+  numbers = np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)])
+  order = np.lexsort((components, (numbers + 0.5) / frequencies[components]))
+  wanted = order[start - first.sum():stop - first.sum()]
+  return components[wanted], numbers[wanted]
+
+
+def eval_batches(split: Split, row_length: int, rows: int, packing: str, max_batches: int = 0) -> Iterator[Batch]:
+  """Batches over the whole of `split`, each target once, always the same; the last one is padded with segment 0.
+
+  Args:
+    split: what to evaluate on.
+    row_length: tokens of a row.
+    rows: of a batch.
+    packing: documents | none.
+    max_batches: stop after so many; 0 = the whole split. The rows are shuffled, so the first batches are a fair sample.
+  """
+  packed = pack(split.boundaries, row_length, packing)
+  order = np.random.default_rng(0).permutation(len(packed))
+  order = np.concatenate([order, np.full(-len(order) % rows, -1)]).reshape(-1, rows)
+  for ids in order[:max_batches or None]:
+    yield build(packed, ids, split.stream)

@@ -75,12 +75,17 @@ def _find(data_config, name: str, path: str, weight: float = 1.0) -> Corpus:
     raise ValueError(f'data.document is {data_config.document!r}; it must be one of {", ".join(_DOCUMENT_UNITS)}')
   if name in ('parquet', 'huggingface'):
     _import_extra(name)
-  if name == 'huggingface' and (path.count('/') > 1 or path[0] in '/.~') and not pathlib.Path(path).expanduser().is_dir():
-    raise FileNotFoundError(f'{path} does not exist; give a directory written by save_to_disk or the name of a data set')
+  if name == 'huggingface' and (path.count('/') > 1 or path[0] in '/.~') and not _directory(path):
+    raise FileNotFoundError(f'{path} is no directory; give one written by save_to_disk, or the name of a data set')
   files = find_files(path, _SUFFIXES[name]) if name in _SUFFIXES else ()
   return Corpus(
     name, path, files, weight, data_config.text_field, data_config.document, cache.cache_dir(data_config)
   )
+
+
+def _directory(path: str) -> pathlib.Path | None:
+  directory = pathlib.Path(path).expanduser()
+  return directory if directory.is_dir() else None
 
 
 def find_files(path: str, suffix: str = '') -> tuple[pathlib.Path, ...]:
@@ -125,16 +130,19 @@ def _python_sources(corpus, counts, progress):
 
 
 def _text(corpus, counts, progress):
+  if corpus.document == 'file':
+    return _whole_files(corpus, counts)
+  cleaned = documents.clean(_whole_files(corpus, counts), counts)
+  return (block for document in cleaned for block in documents.blank_line_blocks(document))
+
+
+def _whole_files(corpus, counts):
   for file in corpus.files:
     content = file.read_bytes()
-    if not content:
-      counts['empty_files'] += 1
-      continue
-    document = Document(documents.decode(content, str(file)), str(file))
-    if corpus.document == 'file':
-      yield document
+    if content:
+      yield Document(documents.decode(content, str(file)), str(file))
     else:
-      yield from documents.blank_line_blocks(document)
+      counts['empty_files'] += 1
 
 
 def _jsonl(corpus, counts, progress):
@@ -185,8 +193,8 @@ def _parquet(corpus, counts, progress):
 
 def _huggingface(corpus, counts, progress):
   datasets = _import_extra('huggingface')
-  directory = pathlib.Path(corpus.path).expanduser()
-  loaded = datasets.load_from_disk(str(directory)) if directory.is_dir() else datasets.load_dataset(corpus.path)
+  directory = _directory(corpus.path)
+  loaded = datasets.load_from_disk(str(directory)) if directory else datasets.load_dataset(corpus.path)
   if isinstance(loaded, dict):
     if 'train' not in loaded:
       raise ValueError(f'{corpus.path}: no split named train; there are {", ".join(loaded)}')

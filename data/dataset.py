@@ -163,7 +163,8 @@ def _name(corpus: corpora.Corpus) -> str:
 
 
 def _skipped(counts: Counts) -> str:
-  return ', '.join(f'{counts[name]} {name.replace("_", " ")}' for name in ('empty_files', 'empty_documents', 'duplicates'))
+  names = ('empty_files', 'empty_documents', 'duplicates')
+  return ', '.join(f'{counts[name]} {name.replace("_", " ")}' for name in names)
 
 
 def _byte_bar(progress: Callable | None, description: str):

@@ -8,12 +8,11 @@ import collections
 import dataclasses
 import functools
 import hashlib
-import re
+import itertools
 from collections.abc import Iterable, Iterator
 
 Counts = collections.Counter  # what cleaning saw, by name, for the report
 
-_BLANK_LINES = re.compile(r'\n(?:[ \t]*\n)+')
 _BYTE_ORDER_MARK = '\ufeff'
 
 
@@ -92,19 +91,12 @@ def unique(documents: Iterable[Document], seen: set[bytes], counts: Counts) -> I
 
 
 def blank_line_blocks(document: Document) -> Iterator[Document]:
-  """The blocks between blank lines, each a document of its own with the line where it starts."""
-  text = document.text.replace('\r\n', '\n')
-  line, position = 1, 0
-  for gap in _BLANK_LINES.finditer(text):
-    yield from _block(text[position:gap.start()], document.source, line)
-    line += text.count('\n', position, gap.end())
-    position = gap.end()
-  yield from _block(text[position:], document.source, line)
-
-
-def _block(text: str, source: str, line: int) -> Iterator[Document]:
-  if text.strip():
-    yield Document(text.strip('\n'), f'{source}:{line}')
+  """The blocks of lines between blank lines, each a document of its own with the line where it starts."""
+  lines = enumerate(document.text.split('\n'), 1)
+  for blank, block in itertools.groupby(lines, key=lambda line: not line[1].strip()):
+    if not blank:
+      numbers, texts = zip(*block, strict=True)
+      yield Document('\n'.join(texts), f'{document.source}:{numbers[0]}')
 
 
 def split(documents: list[Document], validation_fraction: float) -> tuple[list[Document], list[Document]]:

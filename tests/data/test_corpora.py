@@ -65,7 +65,8 @@ def test_text_from_a_file_a_directory_and_a_glob(tmp_path):
   _write(tmp_path / 'text' / 'deep' / 'a.md', 'a')
   _write(tmp_path / 'text' / 'empty.txt', '')
   _write(tmp_path / 'text' / '.hidden', b'\xff')
-  for path, texts in (('text', ['b\n', 'a']), ('text/b.txt', ['b\n']), ('text/*.txt', ['b\n']), ('text/**/*.md', ['a'])):
+  expected = {'text': ['b\n', 'a'], 'text/b.txt': ['b\n'], 'text/*.txt': ['b\n'], 'text/**/*.md': ['a']}
+  for path, texts in expected.items():
     read, counts = _read(_data_config(tmp_path, corpus='text', path=str(tmp_path / path)))
     assert _texts(read) == texts
     assert counts['empty_files'] == (path in ('text', 'text/*.txt'))

@@ -50,7 +50,7 @@ def peak_flops(devices, dtype: str) -> float | None:
 
 
 @functools.cache
-def _cpu_matmul_flops(dtype, size=2048, seconds=0.4):
+def _cpu_matmul_flops(dtype, size=1024, seconds=0.3):
   cpu = jax.local_devices(backend='cpu')[0]
   operand = jax.device_put(jnp.ones((size, size), dtype), cpu)
   # Accumulation and result in float32 are what precision.bf16 makes of a model's matmuls.

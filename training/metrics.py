@@ -89,8 +89,10 @@ def _replace(path, text):
 
 def _events(directory, start_step):
   import tensorboardX
-  # purge_step hides what an earlier process wrote for the steps that are now repeated.
-  return tensorboardX.SummaryWriter(str(directory), purge_step=start_step + 1 if start_step else 0)
+  # purge_step hides what an earlier process wrote for the steps that are now repeated. Names end in the step because
+  # two processes started within one second would otherwise write the same file.
+  return tensorboardX.SummaryWriter(str(directory), purge_step=start_step + 1 if start_step else 0,
+                                    filename_suffix=f'.{start_step}')
 
 
 def _number(value):

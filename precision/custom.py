@@ -1,0 +1,59 @@
+"""Functions that carry derivatives of their own (`jax.custom_vjp`, `jax.custom_jvp`)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from precision.lazy import bind
+
+
+def call_again(eqn, inputs) -> list:
+  """Calls the Python function behind a `custom_vjp_call` equation again, on inputs of other dtypes.
+
+  What the equation stores was traced in float32; attention or a fused cross-entropy choose their kernels by the dtype
+  they are given. Where the Python function is out of reach (it was vmapped inside the transformed function, closes
+  over values of a trace that has ended, or asks for symbolic zeros) the equation runs as it is, in float32.
+  """
+  functions = None if eqn.params['symbolic_zeros'] else _python_functions(eqn.params)
+  if functions is None or not any(x.dtype != v.aval.dtype for x, v in zip(inputs, eqn.invars)):
+    return bind(eqn, inputs)
+  forward, backward, structure = functions
+
+  @jax.custom_vjp
+  def call(*args):
+    return forward(*args)[0]
+
+  call.defvjp(forward, backward)
+  try:
+    return jax.tree.leaves(call(*jax.tree.unflatten(structure, inputs[eqn.params['num_consts']:])))
+  except jax.errors.UnexpectedTracerError:
+    return bind(eqn, inputs)
+
+
+def _python_functions(params):
+  """The forward and backward functions of `jax.custom_vjp.defvjp` with static arguments filled in, and the structure
+  of their arguments; None unless they are wrapped just as `jax.custom_vjp.__call__` wraps them."""
+  thunk = params['fwd_jaxpr_thunk'].f
+  while (cells := _closure(thunk)) and 'fwd' not in cells:
+    thunk = cells.get('fn')
+  forward, backward = cells.get('fwd') if cells else None, params['bwd']
+  if forward is None or not (_wrapped_by(forward, '_flatten_fwd') and _wrapped_by(backward, '_flatten_bwd')):
+    return None
+  structure, = (x for x in forward.transforms[0][1] if isinstance(x, jax.tree_util.PyTreeDef))
+  return _without_flattening(forward), _without_flattening(backward), structure
+
+
+def _closure(function) -> dict:
+  return dict(zip(function.__code__.co_freevars, (cell.cell_contents for cell in function.__closure__ or ()))) if function else {}
+
+
+def _wrapped_by(wrapped, name) -> bool:
+  return bool(wrapped.transforms) and wrapped.transforms[0][0].__name__ == name and len(wrapped.transforms) <= 2
+
+
+def _without_flattening(wrapped):
+  function = wrapped.f
+  for transform, static_args in reversed(wrapped.transforms[1:]):
+    function = functools.partial(transform, function, *static_args)
+  return function

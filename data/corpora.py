@@ -58,7 +58,7 @@ def find(data_config) -> list[Corpus]:
     given = dict(component)
     if unknown := sorted(set(given) - set(allowed)):
       raise ValueError(f'data.mixture: unknown key {unknown[0]!r} in {given}; the keys are {", ".join(allowed)}')
-    if not {'corpus', 'weight'} <= set(given) or not given['weight'] > 0:
+    if 'corpus' not in given or not isinstance(given.get('weight'), int | float) or given['weight'] <= 0:
       raise ValueError(f'data.mixture: {given} must have a corpus and a weight above 0')
     found.append(_find(data_config, given['corpus'], given.get('path', ''), float(given['weight'])))
   return found

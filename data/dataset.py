@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import logging
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
@@ -11,8 +10,6 @@ import numpy as np
 
 from data import cache, corpora, documents, packing, store, tokenizers
 from data.documents import Counts, Document
-
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +103,9 @@ def prepare(data_config, row_length: int, seed: int, progress: Callable | None =
   """
   if seed < 0:
     raise ValueError(f'the seed is {seed}; it must be at least 0')
+  if not 0 <= data_config.validation_fraction < 1:
+    raise ValueError(f'data.validation_fraction is {data_config.validation_fraction}; it must be from 0 to below 1')
+  packing.check(row_length, data_config.packing)
   found = corpora.find(data_config)
   counts = Counts()
   train, validation = _read_splits(found, data_config.validation_fraction, counts, progress)

@@ -108,8 +108,6 @@ def split(documents: list[Document], validation_fraction: float) -> tuple[list[D
   Raises:
     ValueError: there are fewer than two documents to split.
   """
-  if not 0 <= validation_fraction < 1:
-    raise ValueError(f'data.validation_fraction is {validation_fraction}; it must be at least 0 and below 1')
   if validation_fraction == 0:
     return documents, []
   if len(documents) < 2:

@@ -69,14 +69,19 @@ def pack(boundaries: np.ndarray, row_length: int, packing: str, seed: int = 0) -
   Raises:
     ValueError: `packing` or `row_length` is not allowed.
   """
-  if row_length < 2:
-    raise ValueError(f'rows of {row_length} token(s) have no target; data.sequence_length must be at least 1')
+  check(row_length, packing)
   if packing == 'documents':
     return _packed_documents(boundaries, row_length, np.random.default_rng(seed))
-  if packing == 'none':
-    starts, lengths = _cut(boundaries[:1], boundaries[-1:] - boundaries[:1], row_length)
-    return Rows(starts, lengths, np.arange(len(starts) + 1), row_length)
-  raise ValueError(f'data.packing is {packing!r}; it must be documents or none')
+  starts, lengths = _cut(boundaries[:1], boundaries[-1:] - boundaries[:1], row_length)
+  return Rows(starts, lengths, np.arange(len(starts) + 1), row_length)
+
+
+def check(row_length: int, packing: str) -> None:
+  """Raises ValueError if there is no such packing, or rows have no place for a target."""
+  if packing not in ('documents', 'none'):
+    raise ValueError(f'data.packing is {packing!r}; it must be documents or none')
+  if row_length < 2:
+    raise ValueError(f'rows of {row_length} token(s) have no target; data.sequence_length must be at least 1')
 
 
 def _packed_documents(boundaries, row_length, rng):

@@ -123,6 +123,9 @@ def test_bad_text_is_told_with_file_and_line(tmp_path):
   ({'corpus': 'mixture', 'mixture': ({'corpus': 'python-docs'},)}, ValueError, 'weight above 0'),
   ({'corpus': 'mixture', 'mixture': ({'corpus': 'text', 'path': 'nowhere.txt', 'weight': 1},)}, FileNotFoundError,
    'nowhere.txt'),
+  ({'corpus': 'mixture', 'mixture': ({'corpus': 'python-docs', 'weight': 'much'},)}, ValueError, 'weight above 0'),
+  ({'validation_fraction': 1.5}, ValueError, 'validation_fraction is 1.5'),
+  ({'packing': 'bins'}, ValueError, "data.packing is 'bins'; it must be documents or none"),
 ])
 def test_mistakes_are_told_before_anything_is_read(tmp_path, monkeypatch, keys, error, message):
   monkeypatch.chdir(tmp_path)
@@ -132,6 +135,12 @@ def test_mistakes_are_told_before_anything_is_read(tmp_path, monkeypatch, keys, 
   with pytest.raises(error, match=message):
     data.prepare(_data_config(tmp_path, **keys), 9, 0)
   assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize('row_length, seed, message', [(1, 0, 'sequence_length must be'), (9, -1, 'the seed is -1')])
+def test_impossible_rows_and_seeds_are_told(tmp_path, row_length, seed, message):
+  with pytest.raises(ValueError, match=message):
+    data.prepare(_data_config(tmp_path), row_length, seed)
 
 
 @pytest.mark.parametrize('corpus', ['parquet', 'huggingface'])

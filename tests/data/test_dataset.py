@@ -104,11 +104,6 @@ def test_corpus_without_text_is_told(tmp_path):
     data.prepare(_data_config(tmp_path), 17, 0)
 
 
-def test_negative_seed_is_told(tmp_path):
-  with pytest.raises(ValueError, match='the seed is -1'):
-    data.prepare(_data_config(tmp_path), 17, -1)
-
-
 def test_progress_reaches_the_total(tmp_path):
   _write(tmp_path, a=_blocks(*range(100)))
   bars = {}

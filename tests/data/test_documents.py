@@ -101,5 +101,3 @@ def test_split_without_validation_and_with_too_little():
   assert documents.split(one, 0.0) == (one, [])
   with pytest.raises(ValueError, match=r'1 document.*blank-line.*validation_fraction=0'):
     documents.split(one, 0.05)
-  with pytest.raises(ValueError, match='validation_fraction is 1.5'):
-    documents.split(one, 1.5)

@@ -9,7 +9,9 @@ Orbax is imported with the first save or restore, since that takes half a second
 """
 
 import concurrent.futures
+import functools
 import json
+import logging
 import math
 import pathlib
 import shutil
@@ -162,7 +164,7 @@ class Checkpoints:
     }
     try:
       self._remove_leftovers()
-      import orbax.checkpoint as ocp
+      ocp = _orbax()
       with _checkpointer() as checkpointer:
         checkpointer.save(self._path(step), force=True, args=ocp.args.Composite(
             state=ocp.args.PyTreeSave(arrays),
@@ -206,7 +208,7 @@ class Checkpoints:
       return math.nan
 
   def _read_arrays(self, step, specs):
-    import orbax.checkpoint as ocp
+    ocp = _orbax()
     try:
       with _checkpointer() as checkpointer:
         arrays = checkpointer.restore(self._path(step), args=ocp.args.Composite(state=ocp.args.PyTreeRestore(
@@ -240,8 +242,16 @@ class Checkpoints:
                             '(config.json in the run directory), or another --workdir')
 
 
-def _checkpointer():
+@functools.cache
+def _orbax():
   import orbax.checkpoint as ocp
+  # It logs the tracebacks of its threads, some 200 lines for a full disk, and raises the same error, which is enough.
+  logging.getLogger('absl').addFilter(lambda record: '/orbax/' not in record.pathname)
+  return ocp
+
+
+def _checkpointer():
+  ocp = _orbax()
   # Compression makes float32 weights 8 % smaller and writing 3 times slower, on cores that training needs.
   return ocp.Checkpointer(ocp.CompositeCheckpointHandler(
       state=ocp.PyTreeCheckpointHandler(use_compression=False), metadata=ocp.JsonCheckpointHandler()))

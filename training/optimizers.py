@@ -8,6 +8,7 @@ A parameter tree is described by a tree of the same structure with a tuple of lo
 import math
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from parallel import axes as ax
@@ -52,7 +53,7 @@ def build(
     adam_learning_rate = optax.scale_by_learning_rate(schedule(optimizer_config.adam_learning_rate))
     scale_by_learning_rate = _partition(scale_by_learning_rate, adam_learning_rate, logical_axes)
 
-  chain = [optax.clip_by_global_norm(optimizer_config.clip_norm)] if optimizer_config.clip_norm else []
+  chain = [_clip_by_global_norm(optimizer_config.clip_norm)] if optimizer_config.clip_norm else []
   chain += _scale(optimizer_config, logical_axes)
   if optimizer_config.weight_decay and optimizer_config.name != 'adam':
     chain.append(optax.add_decayed_weights(optimizer_config.weight_decay, mask=matrices(logical_axes)))
@@ -89,6 +90,15 @@ def check(optimizer_config) -> None:
       raise ValueError(f'optimizer.{key}={value} must not be negative')
   if optimizer_config.accumulation_steps < 1:
     raise ValueError(f'optimizer.accumulation_steps={optimizer_config.accumulation_steps} must be at least 1')
+
+
+def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+  # One factor for all leaves fuses into the update; optax's select by leaf keeps a clipped copy of every gradient.
+  def clip(updates, _):
+    factor = max_norm / jnp.maximum(optax.global_norm(updates), max_norm)
+    return jax.tree.map(lambda update: factor * update, updates)
+
+  return optax.stateless(clip)
 
 
 def _scale(optimizer_config, logical_axes) -> list[optax.GradientTransformation]:

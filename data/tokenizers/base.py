@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 NORMALIZATIONS = ('none', 'nfc', 'nfkc', 'nfkc-lowercase')
+EOS_NAMES = ('</s>', '<|endoftext|>', '<|end_of_text|>', '[SEP]', '<eos>')  # of the token that ends a document
 REPLACEMENT = '\ufffd'  # what decoding shows for bytes that are no UTF-8 and for unknown characters
 
 
@@ -36,7 +37,7 @@ class Tokenizer(Protocol):
     """
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Returns the text of `ids`; special tokens and ids outside the vocabulary (a model's table may be padded) vanish."""
+    """Returns the text of `ids`, without special tokens and ids beyond the vocabulary (a model's table is padded)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,3 +87,15 @@ def normalize(text: str, normalization: str) -> str:
   if normalization == 'nfkc-lowercase':
     return unicodedata.normalize('NFKC', text).lower()
   return unicodedata.normalize(normalization.upper(), text)
+
+
+def choose_eos(ids: dict[str, int]) -> int:
+  """Returns the id of the first of EOS_NAMES in `ids`.
+
+  Raises:
+    LookupError: there is none.
+  """
+  for name in EOS_NAMES:
+    if name in ids:
+      return ids[name]
+  raise LookupError(f'its vocabulary has no token that ends a document: one of {", ".join(EOS_NAMES)}')

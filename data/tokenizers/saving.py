@@ -4,12 +4,16 @@ import json
 import pathlib
 
 from data import cache
-from data.tokenizers import base
+from data.tokenizers import base, characters, hugging_face, sentencepieces, words
 from data.tokenizers import bytes as bytes_tokenizer
 
 DESCRIPTION = 'meshlm_tokenizer.json'
 CLASSES = (
   bytes_tokenizer.BytesTokenizer,
+  characters.CharactersTokenizer,
+  words.WordsTokenizer,
+  sentencepieces.SentencePieceTokenizer,
+  hugging_face.HuggingFaceTokenizer,
 )
 FORMATS = {cls.format: cls for cls in CLASSES}
 

@@ -1,13 +1,97 @@
-"""From a config and documents to a tokenizer."""
+"""From a config and documents to a tokenizer, trained once for each corpus."""
 
+import functools
+import hashlib
+import logging
+import pathlib
 from collections.abc import Sequence
 
-from data.tokenizers import base
+import sentencepiece
+import tokenizers
+
+from data import cache
+from data.tokenizers import base, characters, hugging_face, saving, sentencepieces, words
 from data.tokenizers import bytes as bytes_tokenizer
+
+TRAINERS = {
+  'characters': characters.train,
+  'words': words.train,
+  'sentencepiece-bpe': functools.partial(sentencepieces.train, 'bpe'),
+  'sentencepiece-unigram': functools.partial(sentencepieces.train, 'unigram'),
+  'wordpiece': hugging_face.train_wordpiece,
+  'byte-bpe': hugging_face.train_byte_bpe,
+}
+_RECIPE = 1  # raise it when a trainer makes something else of the same corpus: older cached tokenizers are not taken
+_TRAINING_CHARACTERS = 100_000_000  # text of a larger corpus that trainers see: evenly spread documents
+
+_log = logging.getLogger(__name__)
 
 
 def train(data_config, documents: Sequence) -> base.Tokenizer:
-  """Returns the tokenizer that `data_config` names."""
-  if data_config.tokenizer == 'bytes':
-    return bytes_tokenizer.BytesTokenizer(data_config.normalization)
-  raise ValueError(f'data.tokenizer is {data_config.tokenizer!r}; it must be one of bytes')
+  """Returns the tokenizer that `data_config` names, from the cache if it was trained on these documents before.
+
+  Args:
+    data_config: the group `data` of a config; read are tokenizer, tokenizer_path, vocab_size, normalization, cache_dir.
+    documents: objects with a `text`. `bytes` and `file` need none.
+
+  Raises:
+    ValueError: a setting is unknown or does not fit the corpus, or a tokenizer's file is none.
+    FileNotFoundError: data.tokenizer_path does not exist.
+  """
+  kind, normalization = data_config.tokenizer, data_config.normalization
+  if kind == 'bytes':
+    return bytes_tokenizer.BytesTokenizer(normalization)
+  if kind == 'file':
+    return load_file(data_config.tokenizer_path, normalization)
+  if kind not in TRAINERS:
+    raise ValueError(f'data.tokenizer is {kind!r}; it must be one of {", ".join(["bytes", *TRAINERS, "file"])}')
+  path = cache.cache_dir(data_config) / 'tokenizers' / f'{kind}-{_key(data_config, documents)}'
+  if path.exists():
+    try:
+      return saving.load(path)
+    except (FileNotFoundError, ValueError) as error:
+      _log.warning('%s; it is trained again', error)
+  texts = _training_texts(documents, normalization)
+  if not any(text.strip() for text in texts):
+    raise ValueError(f'data.tokenizer is {kind!r}, which is trained on the corpus, but the corpus has no text')
+  tokenizer = TRAINERS[kind](texts, data_config.vocab_size, normalization)
+  saving.save(tokenizer, path)
+  return tokenizer
+
+
+def load_file(path: str, normalization: str) -> base.Tokenizer:
+  """Returns the tokenizer of a sentencepiece .model or a tokenizer.json; see `train` for what it raises."""
+  classes = {'.model': sentencepieces.SentencePieceTokenizer, '.json': hugging_face.HuggingFaceTokenizer}
+  file = pathlib.Path(path).expanduser()
+  if file.suffix not in classes:
+    raise ValueError(f'data.tokenizer_path is {path!r}; it must be a sentencepiece .model or a tokenizer.json')
+  if not file.is_file():
+    raise FileNotFoundError(f'data.tokenizer_path is {path!r}, which is no file')
+  tokenizer = classes[file.suffix](normalization, file.read_bytes())
+  try:
+    tokenizer.vocab_size  # noqa: B018  # the library reads the file here
+  except Exception as error:  # `tokenizers` raises Exception itself
+    raise ValueError(f'data.tokenizer_path is {path!r}, which is no readable tokenizer: {error}') from error
+  try:
+    tokenizer.eos_id  # noqa: B018
+  except LookupError as error:
+    raise ValueError(f'data.tokenizer_path is {path!r}; {error.args[0]}') from error
+  return tokenizer
+
+
+def _key(data_config, documents):
+  """Hash of everything that training depends on."""
+  settings = (_RECIPE, data_config.tokenizer, data_config.vocab_size, data_config.normalization,
+              sentencepiece.__version__, tokenizers.__version__)
+  digest = hashlib.sha256(repr(settings).encode())
+  for document in documents:
+    data = document.text.encode()
+    digest.update(len(data).to_bytes(8, 'little'))
+    digest.update(data)
+  return digest.hexdigest()[:32]
+
+
+def _training_texts(documents, normalization):
+  size = sum(len(document.text) for document in documents)
+  stride = -(-size // _TRAINING_CHARACTERS) or 1
+  return [base.normalize(document.text, normalization) for document in documents[::stride]]

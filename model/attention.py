@@ -26,10 +26,11 @@ class SelfAttention(layers.Module):
     self.value = projection('value', model_config.num_kv_heads, ax.KV_HEADS)
     self.out = layers.Linear('out', model_config, (model_config.num_heads, head_dim), (ax.HEADS, ax.HEAD_DIM),
                              (embed,), (ax.EMBED,), rngs=rngs, residual=True)
-    self.query_norm = self.key_norm = None
-    if model_config.qk_norm:
-      self.query_norm = layers.RMSNorm('query_norm', head_dim, ax.HEAD_DIM, model_config.norm_epsilon)
-      self.key_norm = layers.RMSNorm('key_norm', head_dim, ax.HEAD_DIM, model_config.norm_epsilon)
+
+    def head_norm(name):
+      return layers.RMSNorm(name, head_dim, ax.HEAD_DIM, model_config.norm_epsilon) if model_config.qk_norm else None
+
+    self.query_norm, self.key_norm = head_norm('query_norm'), head_norm('key_norm')
 
   def __call__(self, x_BxLxD, context, key, cache):
     """Returns the attended values [B, L, D] and the cache with this call's keys and values in it.

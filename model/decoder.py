@@ -22,13 +22,11 @@ class Stem(nnx.Module):
   def __init__(self, model_config, *, rngs):
     vocab = model_config.vocab_size
     self.embedding = layers.Embedding('embedding', model_config, vocab, ax.VOCAB, rngs=rngs)
-    self.position = self.final_norm = self.head = None
-    if model_config.positions == 'learned':
-      self.position = layers.Embedding('position', model_config, model_config.max_length, ax.LENGTH, rngs=rngs)
-    if model_config.norm_position == 'pre':
-      self.final_norm = layers.norm('final_norm', model_config)
-    if not model_config.tie_embeddings:
-      self.head = layers.Embedding('head', model_config, vocab, ax.VOCAB, rngs=rngs)
+    learned, pre_norm = model_config.positions == 'learned', model_config.norm_position == 'pre'
+    self.position = layers.Embedding('position', model_config, model_config.max_length, ax.LENGTH,
+                                     rngs=rngs) if learned else None
+    self.final_norm = layers.norm('final_norm', model_config) if pre_norm else None
+    self.head = None if model_config.tie_embeddings else layers.Embedding('head', model_config, vocab, ax.VOCAB, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -39,6 +39,11 @@ class PlainLines:
     """Shows the `eval/...` metrics of a step."""
     self.message(describe_evaluation(step, metrics))
 
+  def task(self, description: str, total: int):
+    """Announces work before the training and returns `advance(n)`, to be called as it gets done."""
+    self.message(f'{description} ...')
+    return lambda n: None
+
   def message(self, text: str):
     """Shows any text on lines of its own."""
     print(text, file=self._stream, flush=True)
@@ -74,6 +79,19 @@ class ProgressBar(PlainLines):
     left = self._time_left(step)
     description = describe_training(metrics) + (f'  {left} left' if left else '')
     self._progress.update(self._task, completed=step, description=description)
+
+  def task(self, description: str, total: int):
+    from rich import console, progress
+    bar = progress.Progress(progress.TextColumn('{task.description}', markup=False), progress.BarColumn(bar_width=None),
+                            progress.TaskProgressColumn(), console=console.Console(file=self._stream), expand=True)
+    task = bar.add_task(description, total=total)
+    bar.start()
+
+    def advance(n):
+      bar.update(task, advance=n)
+      if bar.finished:
+        bar.stop()
+    return advance
 
   def message(self, text: str):
     if self._progress is None:

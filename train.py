@@ -1,0 +1,55 @@
+"""Trains the model of a config, or goes on with the run of a directory.
+
+  python train.py --config=configs/quickstart.py --workdir=runs/quickstart [--config.train.steps=500 ...]
+
+Exit status: 0 finished, 1 an error said in words, 2 bad usage, 75 stopped by a signal after saving: the same
+command goes on from there.
+"""
+
+import argparse
+import logging
+import os
+import pathlib
+import sys
+
+# transparent huge pages for malloc must be asked for before the process starts.
+_HUGE_PAGES = 'glibc.malloc.hugetlb=1'
+
+
+def parse(arguments):
+  """The known arguments, and the overrides of config keys."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                   allow_abbrev=False)
+  parser.add_argument('--config', required=True, metavar='FILE[:VARIANT]', help='config file, such as configs/quickstart.py')
+  parser.add_argument('--workdir', required=True, metavar='DIR', help='run directory; one that holds a run is resumed')
+  parser.add_argument('--stop_after', type=int, default=0, metavar='STEP', help='save and stop after this step (status 75)')
+  known, rest = parser.parse_known_args(arguments)
+  overrides = [argument for argument in rest if argument.startswith('--config.') and '=' in argument]
+  if wrong := [argument for argument in rest if argument not in overrides]:
+    parser.error(f'unknown arguments {" ".join(wrong)}; a config key is set by --config.GROUP.KEY=VALUE')
+  return known, overrides
+
+
+def main() -> int:
+  known, overrides = parse(sys.argv[1:])
+  logging.basicConfig(format='%(message)s', level=logging.WARNING)
+
+  import jax
+
+  import inference
+  import training
+  from data import cache
+  from training import checkpoints, configs, loop
+
+  try:
+    config = configs.load(known.config, overrides)
+    jax.config.update('jax_compilation_cache_dir', str(cache.cache_dir(config.data) / 'compiled'))
+    finished = training.train(config, known.workdir, stop_after=known.stop_after, sampler=inference.sample_texts)
+  except (ValueError, OSError, ImportError, checkpoints.CheckpointError, loop.TrainingAborted) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  return 0 if finished else os.EX_TEMPFAIL
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,95 @@
+"""From a resolved config to a compiled program: model, loss and its transformations, optimizer, mesh."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh
+
+import model as model_lib
+import objectives
+import parallel
+import precision
+from training import durations, losses, optimizers
+from training.state import TrainState, init_state
+from training.step import make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+  """The durations of a config in steps; 0 = only at the end."""
+
+  run: int
+  log: int
+  evaluation: int
+  checkpoint: int
+  sample: int
+  warmup: int
+  decay: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What a run executes.
+
+  Attributes:
+    model: the pure functions of the model.
+    mesh: the device mesh.
+    lengths: durations in steps.
+    abstract_state: TrainState of ShapeDtypeStructs with shardings.
+    init: `init() -> TrainState`, sharded.
+    step: `step(state, batch) -> (state, metrics)`, see `make_step`; the state is donated.
+    evaluate: `evaluate(params, batch) -> sums`, see the objective.
+  """
+
+  model: object
+  mesh: Mesh
+  lengths: Lengths
+  abstract_state: TrainState
+  init: Callable
+  step: Callable
+  evaluate: Callable
+
+
+def build(config, epoch_steps: float | None = None) -> Program:
+  """Builds the program of a config whose model sizes are known; nothing is compiled yet.
+
+  Args:
+    config: the whole config, `model.vocab_size` given.
+    epoch_steps: steps of one pass over the training data, for durations in epochs.
+
+  Raises:
+    ValueError: a duration cannot be converted, or a parameter cannot be sharded over the mesh.
+  """
+  lengths = resolve_lengths(config, epoch_steps)
+  model = model_lib.create(config.model)
+  axes = model.logical_axes()
+  loss = precision.apply(config.precision, objectives.loss(config.objective, model))
+  optimizer, schedule = optimizers.build(config.optimizer, axes, run_steps=lengths.run, warmup_steps=lengths.warmup,
+                                         decay_steps=lengths.decay)
+  step = make_step(losses.with_penalties(loss, config.optimizer, axes), optimizer, schedule, seed=config.seed,
+                   accumulation_steps=config.optimizer.accumulation_steps, ema_decay=config.optimizer.ema_decay)
+
+  mesh = parallel.make_mesh(config.mesh)
+  create_state = lambda: init_state(model, optimizer, jax.random.key(config.seed), config.optimizer.ema_decay > 0)
+  abstract_state = jax.eval_shape(create_state)
+  param_shardings = parallel.parameter_shardings(abstract_state.params, axes, mesh, config.zero_stage)
+  shardings = parallel.state_shardings(abstract_state, abstract_state.params, param_shardings, mesh)
+  abstract_state = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                                abstract_state, shardings)
+  return Program(model, mesh, lengths, abstract_state,
+                 init=jax.jit(create_state, out_shardings=shardings),
+                 step=parallel.compile_step(step, mesh, shardings),
+                 evaluate=parallel.compile_evaluation(lambda params, batch: loss(params, batch, None)[1], mesh,
+                                                      param_shardings))
+
+
+def resolve_lengths(config, epoch_steps: float | None = None) -> Lengths:
+  """The config's durations in steps. Raises ValueError where a unit cannot be converted."""
+  def steps(duration, run_steps=None):
+    return durations.steps(duration, batch_tokens=config.data.batch_tokens, run_steps=run_steps,
+                           sequence_length=config.data.sequence_length, epoch_steps=epoch_steps)
+  run = steps(config.train.steps)
+  return Lengths(run=run, log=steps(config.train.log_every, run), evaluation=steps(config.train.eval_every, run),
+                 checkpoint=steps(config.train.checkpoint_every, run), sample=steps(config.train.sample_every, run),
+                 warmup=steps(config.optimizer.warmup, run), decay=steps(config.optimizer.decay, run))

@@ -1,0 +1,171 @@
+"""From a config and a directory to a trained model: set up, resume, train, write down what came out."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+
+import jax
+
+import data
+import model as model_lib
+import objectives
+from data import tokenizers
+from training import checkpoints as checkpoints_lib, configs, metrics as metrics_lib, plots, program as program_lib
+from training import console as console_lib, runs, signals, validation
+from training.loop import Loop, Progress
+
+# What a run may change when it goes on: how it is watched and where it is computed, not what it computes.
+_MAY_CHANGE = ('train.', 'mesh.', 'zero_stage', 'model.layer_loop', 'model.remat', 'model.attention_implementation',
+               'data.num_workers', 'data.cache_dir')
+
+
+def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = None) -> bool:
+  """Trains the run of a directory: from the beginning, or on from its last checkpoint.
+
+  Args:
+    config: the whole config, as `configs.load` gives it.
+    workdir: the run directory; made if absent.
+    stop_after: stop after this step as a signal would; 0 = do not.
+    sampler: `sampler(model, params, tokenizer, prompts, max_new_tokens, seed) -> texts` for samples.txt, or None.
+
+  Returns:
+    True when the run is finished; False when it was stopped and saved, to be started again.
+
+  Raises:
+    ConfigError: a mistake in the config, before anything is compiled.
+    CheckpointError: a checkpoint is damaged or does not fit.
+    TrainingAborted: too many steps in a row were not finite.
+  """
+  validation.validate(config, jax.device_count())
+  workdir = pathlib.Path(workdir)
+  with contextlib.ExitStack() as stack:
+    stop_request = stack.enter_context(signals.StopRequest())
+    console = stack.enter_context(console_lib.make_console())
+    dataset = data.prepare(config.data, objectives.row_length(config.objective, config.data.sequence_length),
+                           config.seed, console.task)
+    config = resolve(config, dataset.tokenizer)
+    _check_same_run(config, workdir)
+    console.message(describe_data(dataset))
+    rows = config.data.batch_tokens // config.data.sequence_length
+    program = program_lib.build(config, epoch_steps=dataset.num_rows / rows)
+    console.message(describe_program(config, program))
+    checkpoints = stack.enter_context(checkpoints_lib.Checkpoints(workdir / 'checkpoints', config.train.keep_last))
+    batches = data.train_batches(dataset, rows, config.seed)
+    stack.callback(batches.close)
+    state, progress = _start(config, program, checkpoints, batches, console)
+    _write_identity(config, dataset.tokenizer, workdir)
+    writer = stack.enter_context(metrics_lib.MetricsWriter(workdir, progress.step, config.train.tensorboard))
+    sample = sampler and _sample_writer(config, program.model, dataset.tokenizer, sampler, workdir, console)
+    loop = Loop(config, program, dataset, batches, state, progress, checkpoints, writer, console, sample)
+    finished = loop.run(lambda step: step == stop_after or stop_request.requested is not None)
+    checkpoints.wait()
+    plots.write_plots(workdir)
+    if finished:
+      metrics_lib.write_summary(workdir, loop.summary())
+    console.close()
+    console.message(f'finished at step {progress.step:,}: {workdir}/summary.json' if finished else
+                    f'stopped and saved at step {progress.step:,}; the same command goes on from there')
+    return finished
+
+
+def resolve(config, tokenizer):
+  """A copy of the config with what the tokenizer and other keys decide filled in.
+
+  Raises:
+    ConfigError: `model.vocab_size` is smaller than the tokenizer's.
+  """
+  config = configs.from_json(configs.to_json(config)).unlock()
+  if not config.model.vocab_size:
+    config.model.vocab_size = -(-tokenizer.vocab_size // 64) * 64
+  if config.model.vocab_size < tokenizer.vocab_size:
+    raise configs.ConfigError(f'model.vocab_size={config.model.vocab_size} is smaller than the tokenizer\'s '
+                              f'{tokenizer.vocab_size}; set model.vocab_size=0 to follow it')
+  if config.model.positions == 'learned' and not config.model.max_length:
+    config.model.max_length = config.data.sequence_length
+  config.model = model_lib.resolve(config.model)
+  return config.lock()
+
+
+def describe_data(dataset: data.Dataset) -> str:
+  """What was read, in two lines."""
+  report = dataset.report
+  return (f'data: {report["documents"]:,} documents ({report["duplicates"]:,} duplicates dropped), '
+          f'{report["train_bytes"] / 1e6:.2f} MB to train on, {report["validation_bytes"] / 1e6:.2f} MB held out\n'
+          f'      {report["train_tokens"]:,} tokens of {report["bytes_per_token"]:.2f} bytes, vocabulary '
+          f'{dataset.tokenizer.vocab_size:,}, {report["slots_used"]:.1%} of the slots used')
+
+
+def describe_program(config, program: program_lib.Program) -> str:
+  """What will be trained and where, in one line."""
+  mesh = ' x '.join(f'{name} {size}' for name, size in program.mesh.shape.items() if size > 1) or 'one device'
+  return (f'model: {program.model.num_params / 1e6:.2f}M parameters, {program.lengths.run:,} steps of '
+          f'{config.data.batch_tokens:,} tokens, {config.precision.dtype}, {jax.default_backend()}, {mesh}')
+
+
+def _start(config, program, checkpoints, batches, console):
+  """The state and progress of the last checkpoint, or fresh ones."""
+  step = checkpoints.latest_step()
+  if step is not None:
+    state, metadata = checkpoints.restore(step, program.abstract_state)
+    batches.set_state(metadata['batches'])
+    console.message(f'going on from the checkpoint of step {step:,}')
+    return state, Progress(**metadata['progress'])
+  state = program.init()
+  if config.init_from:
+    state = _with_params(state, program.abstract_state, runs.load_run(config.init_from))
+    console.message(f'parameters from {config.init_from}')
+  return state, Progress()
+
+
+def _with_params(state, abstract_state, run):
+  """The state with the parameters of another run, which must have the same names and shapes."""
+  shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
+  if shapes(run.params) != shapes(state.params):
+    raise configs.ConfigError(f'init_from={run.workdir}: its parameters do not have the shapes of this config\'s model; '
+                              f'compare {run.workdir}/config.json with the model group, data.tokenizer included')
+  place = lambda abstract: jax.tree.map(lambda leaf, spec: jax.device_put(leaf, spec.sharding), run.params, abstract)
+  ema = None if state.ema is None else place(abstract_state.ema)
+  return dataclasses.replace(state, params=place(abstract_state.params), ema=ema)
+
+
+def _check_same_run(config, workdir) -> None:
+  path = workdir / 'config.json'
+  if not path.exists():
+    return
+  old, new = (_flat(configs.to_json(c)) for c in (configs.from_json(json.loads(path.read_text())), config))
+  changed = [key for key in new if old[key] != new[key] and not key.startswith(_MAY_CHANGE)]
+  if changed:
+    words = '; '.join(f'{key} was {old[key]!r} and is {new[key]!r}' for key in changed)
+    raise configs.ConfigError(f'{workdir} holds a run of another config: {words}. Give the same values to resume it, or '
+                              'another --workdir to start a new run')
+
+
+def _flat(values: dict, prefix: str = '') -> dict:
+  flat = {}
+  for key, value in values.items():
+    # Durations are mappings too, but values.
+    nested = isinstance(value, dict) and not prefix
+    flat |= _flat(value, f'{key}.') if nested else {f'{prefix}{key}': value}
+  return flat
+
+
+def _write_identity(config, tokenizer, workdir) -> None:
+  workdir.mkdir(parents=True, exist_ok=True)
+  text = json.dumps(configs.to_json(config), indent=2) + '\n'
+  temporary = workdir / 'config.json.tmp'
+  temporary.write_text(text, encoding='utf-8')
+  temporary.replace(workdir / 'config.json')
+  tokenizers.save(tokenizer, workdir / 'tokenizer')
+
+
+def _sample_writer(config, model, tokenizer, sampler, workdir, console):
+  def write(step, params):
+    prompts = list(config.train.sample_prompts)
+    texts = sampler(model, params, tokenizer, prompts, config.train.sample_tokens, config.seed)
+    with (workdir / 'samples.txt').open('a', encoding='utf-8') as file:
+      for prompt, text in zip(prompts, texts, strict=True):
+        file.write(f'--- step {step}, prompt {prompt!r}\n{prompt}{text}\n\n')
+    console.message(f'step {step:,} samples in {workdir}/samples.txt')
+  return write

@@ -28,7 +28,7 @@ class Trainer:
   def __init__(self, worker: common.Worker, tokens_per_step: int, seconds: float):
     self._worker = worker
     self._tokens_per_step = tokens_per_step
-    self.parameters = worker.ready['parameters']
+    self.ready = worker.ready
     self._steps = 2
     self._steps = max(2, round(seconds * self.measure() / tokens_per_step))
 
@@ -65,13 +65,14 @@ def compare(shape: dict, torch_python: str, rounds: int, seconds: float) -> dict
       lambda mode: Trainer(common.Worker(sys.executable, '-m', 'benchmarks.throughput_worker', text, mode), tokens,
                            seconds), MESHLM_MODES)
   pairs = [(trainer.measure(), torch_trainer.measure()) for _ in range(rounds)]
-  if trainer.parameters != torch_trainer.parameters:
-    raise RuntimeError(f'the models differ: {trainer.parameters} parameters against {torch_trainer.parameters}')
+  parameters, torch_parameters = trainer.ready['parameters'], torch_trainer.ready['parameters']
+  if parameters != torch_parameters:
+    raise RuntimeError(f'the models differ: {parameters} parameters against {torch_parameters}')
   trainer.close()
   torch_trainer.close()
   ratios = [ours / theirs for ours, theirs in pairs]
   return {
-      'shape': shape, 'parameters': trainer.parameters,
+      'shape': shape, 'parameters': parameters, 'torch': torch_trainer.ready['torch'],
       'meshlm_mode': mode, 'meshlm_modes': rates,
       'meshlm_tokens_per_second': statistics.median(ours for ours, _ in pairs),
       'torch_mode': torch_mode, 'torch_modes': torch_rates,

@@ -1,0 +1,179 @@
+"""From prompts in words to continuations in words."""
+
+from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import math
+
+import jax
+import numpy as np
+
+from inference import beam, decode
+from inference.sampling import Sampling
+
+MAX_ROWS = 32  # sequences decoded at a time; more prompts are served one batch after the other
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+  """A continuation.
+
+  Attributes:
+    prompt: the text that was continued.
+    text: the continuation alone; prompt + text reads as one.
+    tokens: its ids, without the end-of-text mark.
+    finished: the model ended it, not the limit on new tokens.
+    logprob: its log-probability under the model in nats, the end included; temperature and truncation do not change
+      it. Of beam search with a repetition penalty: after the penalty.
+  """
+  prompt: str
+  text: str
+  tokens: list[int]
+  finished: bool
+  logprob: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+  """What is decoded: token ids, their index among all prompts, and how."""
+  model: object
+  params: dict
+  vocabulary: decode.Vocabulary
+  prompts: list[list[int]]
+  max_new_tokens: int
+
+
+def generate(run, prompts: Sequence[str], *, max_new_tokens: int = 64, temperature: float = 1.0, top_k: int = 0,
+             top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0, num_beams: int = 1,
+             length_penalty: float = 1.0, seed: int = 0, stop_at_eos: bool = True,
+             on_tokens: Callable[[int, list[int]], None] | None = None) -> list[Generation]:
+  """Continues each prompt; an empty one begins a new document.
+
+  Args:
+    run: has `model`, `params` and `tokenizer`, as `training.load_run` returns.
+    prompts: texts.
+    max_new_tokens: tokens a continuation at most.
+    temperature: logits are divided by it; 0 = always the most probable token.
+    top_k: sample from this many most probable tokens; 0 = off.
+    top_p: sample from the fewest most probable tokens that have this probability together; 1 = off.
+    min_p: sample from tokens at least this many times as probable as the most probable one; 0 = off.
+    repetition_penalty: above 1 makes tokens of the prompt and of the continuation less probable; 1 = off.
+    num_beams: above 1, beam search with this many beams; it does not sample.
+    length_penalty: beams are compared by log-probability / length ** length_penalty, EOS included in the length.
+    seed: of the draws. Those for a prompt depend on the seed and its place in the list, not on the other prompts.
+    stop_at_eos: end a continuation where the model ends the document.
+    on_tokens: called with the index of a prompt and its next token ids as they come. Not with beam search, which
+      knows no token before the last.
+
+  Returns:
+    A Generation for each prompt, in order.
+
+  Raises:
+    ValueError: an argument is out of range, or prompt and new tokens are longer than the positions the model learned.
+  """
+  _check(prompts, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, num_beams, seed, on_tokens)
+  tokenizer = run.tokenizer
+  # Documents begin with EOS in training: it tells the model that nothing stands before the prompt.
+  ids = [[tokenizer.eos_id, *map(int, tokenizer.encode(prompt))] for prompt in prompts]
+  _check_length(run.model.config, ids, max_new_tokens)
+  vocabulary = decode.Vocabulary(tokenizer.vocab_size, tokenizer.eos_id if stop_at_eos else -1)
+  request = _Request(run.model, run.model.unstacked(run.params), vocabulary, ids, max_new_tokens)
+  penalty = None if repetition_penalty == 1.0 else repetition_penalty
+  if num_beams > 1:
+    limits = beam.Limits(max_new_tokens, length_penalty, penalty)
+    results = _beam_search(request, num_beams, limits)
+  else:
+    sampling = Sampling(repetition_penalty=penalty) if temperature == 0 else Sampling(
+        temperature, top_k or None, top_p if top_p < 1 else None, min_p or None, penalty)
+    results = _sample(request, sampling, seed, on_tokens or (lambda index, tokens: None))
+  return [_generation(tokenizer, prompt, ids[i], vocabulary.eos_id, *results[i]) for i, prompt in enumerate(prompts)]
+
+
+def sample_texts(model, params, tokenizer, prompts: Sequence[str], max_new_tokens: int, seed: int) -> list[str]:
+  """Continuations at temperature 0.8 as texts, for samples during training."""
+  run = _Run(model, params, tokenizer)
+  return [generation.text for generation in generate(run, prompts, max_new_tokens=max_new_tokens, temperature=0.8,
+                                                     seed=seed)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+  model: object
+  params: dict
+  tokenizer: object
+
+
+def _batches(prompts, rows) -> Iterator[tuple[list[int], decode.Prompts]]:
+  """Prompts of like length together, and the number of rows a power of two, so that few shapes are compiled."""
+  order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+  for start in range(0, len(order), rows):
+    indices = order[start:start + rows]
+    yield indices, decode.pad([prompts[i] for i in indices], decode.power_of_two(len(indices)))
+
+
+def _sample(request, sampling, seed, on_tokens) -> dict[int, tuple[list[int], float]]:
+  results = {i: ([], 0.0) for i in range(len(request.prompts))}
+  base_key = jax.random.key(seed)
+  for indices, batch in _batches(request.prompts, MAX_ROWS):
+    rows = len(batch.lengths_B)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
+        base_key, np.array(indices + [0] * (rows - len(indices)), np.uint32))
+    active = np.arange(rows) < len(indices)
+    for chunk in decode.decode(request.model, request.params, batch, sampling, request.vocabulary, keys, active,
+                               request.max_new_tokens):
+      for row, index in enumerate(indices):
+        new = [int(token) for token in chunk.tokens_BxC[row] if token >= 0]
+        tokens, logprob = results[index]
+        results[index] = tokens + new, logprob + float(chunk.logprobs_BxC[row].sum(dtype=np.float64))
+        if new:
+          on_tokens(index, new)
+  return results
+
+
+def _beam_search(request, num_beams, limits) -> dict[int, tuple[list[int], float]]:
+  results = {}
+  for indices, batch in _batches(request.prompts, max(1, MAX_ROWS // num_beams)):
+    best = beam.search(request.model, request.params, batch, request.vocabulary, num_beams, limits)
+    for row, index in enumerate(indices):
+      results[index] = best.tokens_BxT[row, :best.length_B[row]].tolist(), float(best.logprob_B[row])
+  return results
+
+
+def _generation(tokenizer, prompt, prompt_ids, eos_id, tokens, logprob):
+  finished = tokens[-1] == eos_id
+  tokens = tokens[:-1] if finished else tokens
+  # Decoded behind the prompt, because a tokenizer may drop the space that begins a text.
+  text = tokenizer.decode(prompt_ids + tokens)[len(tokenizer.decode(prompt_ids)):]
+  return Generation(prompt, text, tokens, finished, logprob)
+
+
+def _check(prompts, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, num_beams, seed, on_tokens):
+  if isinstance(prompts, str):
+    raise ValueError(f'prompts is one text, {prompts[:20]!r}; give a list of texts, even of one')
+  rules = [
+      ('max_new_tokens', max_new_tokens, max_new_tokens >= 1, 'at least 1'),
+      ('temperature', temperature, 0 <= temperature < math.inf, 'at least 0; 0 is greedy'),
+      ('top_k', top_k, top_k >= 0, 'at least 0; 0 switches it off'),
+      ('top_p', top_p, 0 < top_p <= 1, 'above 0 and at most 1; 1 switches it off'),
+      ('min_p', min_p, 0 <= min_p <= 1, 'between 0, which switches it off, and 1'),
+      ('repetition_penalty', repetition_penalty, 0 < repetition_penalty < math.inf, 'above 0; 1 switches it off'),
+      ('num_beams', num_beams, num_beams >= 1, 'at least 1; 1 is no beam search'),
+      ('seed', seed, 0 <= seed < 2**32, 'at least 0 and below 2^32'),
+  ]
+  for name, value, valid, allowed in rules:
+    if not valid:
+      raise ValueError(f'{name} is {value}; it must be {allowed}')
+  if num_beams > 1 and (temperature not in (0, 1) or top_k or top_p < 1 or min_p):
+    raise ValueError(f'num_beams is {num_beams}, but beam search does not sample: leave out temperature, top_k, top_p '
+                     'and min_p, or use num_beams=1')
+  if num_beams > 1 and on_tokens is not None:
+    raise ValueError(f'num_beams is {num_beams}, but beam search knows no token before the last: leave out on_tokens')
+
+
+def _check_length(model_config, prompts, max_new_tokens):
+  longest = max(map(len, prompts), default=0)
+  # The last new token is never read, so it needs no position.
+  if model_config.positions == 'learned' and longest + max_new_tokens - 1 > model_config.max_length:
+    room = model_config.max_length - longest + 1
+    advice = f'ask for at most {room} new tokens' if room > 0 else 'shorten it'
+    raise ValueError(f'the longest prompt has {longest} tokens, with the mark that begins a document; {max_new_tokens} '
+                     f'new ones do not fit into the {model_config.max_length} positions that the model learned: {advice}')

@@ -4,7 +4,7 @@ import contextlib
 import os
 import pathlib
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 
 
@@ -25,10 +25,10 @@ def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = pathlib.Path(tempfile.mkdtemp(prefix=f'.{path.name}-', dir=path.parent))
+  unfinished = _hidden_sibling(path)
+  unfinished.mkdir()
   try:
     yield unfinished
-    unfinished.chmod(0o755)
     _move(unfinished, path)
   finally:
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -37,12 +37,16 @@ def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def _move(source: pathlib.Path, target: pathlib.Path) -> None:
   if target.exists():
     # A folder cannot be swapped in one system call: the old one steps aside under a name nobody reads.
-    old = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}-old-', dir=target.parent))
+    old = _hidden_sibling(target)
     with contextlib.suppress(FileNotFoundError):
-      target.rename(old / 'old')
-    shutil.rmtree(old)
+      target.rename(old)
+    shutil.rmtree(old, ignore_errors=True)
   try:
     source.rename(target)
   except OSError:
     if not target.is_dir():  # otherwise another process wrote the same path in the meantime
       raise
+
+
+def _hidden_sibling(path):
+  return path.parent / f'.{path.name}-{uuid.uuid4().hex}'

@@ -73,6 +73,7 @@ class BaseTokenizer:
     return self.normalization == 'none' and self._lossless
 
   def encode(self, text: str) -> np.ndarray:
+    text.encode()  # lone surrogates end here, not in a library's panic or as half a character
     return self._encode(normalize(text, self.normalization))
 
   def decode(self, ids: Sequence[int]) -> str:

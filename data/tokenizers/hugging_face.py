@@ -57,8 +57,7 @@ class HuggingFaceTokenizer(base.BaseTokenizer):
     return bool(byte_level) and keeps and known and all_special and has_bytes and decodes and not spec['normalizer']
 
   def _encode(self, text):
-    text.encode()  # the library would panic at a lone surrogate
-    return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+    return np.array(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.int32)
 
   def _decode(self, ids):
     return self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)

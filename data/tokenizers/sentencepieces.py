@@ -14,9 +14,6 @@ from data.tokenizers import base
 
 _SPACE = '\u2581'  # how pieces write a space; as a character of a text it goes through its three bytes
 
-# A training sentence; in one of a megabyte without a space unigram training would never end.
-_SENTENCE = re.compile(r'.{1,2000}(?:(?<! )(?= )|\Z)|.{1,2000}', re.DOTALL)
-
 
 @dataclasses.dataclass(frozen=True)
 class SentencePieceTokenizer(base.BaseTokenizer):
@@ -94,11 +91,10 @@ def train(model_type: str, texts: Iterable[str], vocab_size: int, normalization:
   Raises:
     ValueError: `vocab_size` does not hold the bytes and the characters of the corpus.
   """
-  sentences = (sentence for text in texts for sentence in _SENTENCE.findall(text.replace('\0', ' ')))
   model = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=sentences,
+      sentence_iterator=(text.replace('\0', ' ') for text in texts),
       model_writer=model,
       model_type=model_type,
       vocab_size=vocab_size,

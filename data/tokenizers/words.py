@@ -41,7 +41,6 @@ class WordsTokenizer(base.BaseTokenizer):
     return {word: i for i, word in enumerate(self._words) if i > self.unk_id}
 
   def _encode(self, text):
-    text.encode()  # refuses what no file can hold, as the other tokenizers do
     ids = self._ids
     return np.array([ids.get(word, self.unk_id) for word in _WORDS.findall(text)], np.int32)
 

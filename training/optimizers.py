@@ -95,7 +95,7 @@ def check(optimizer_config) -> None:
 def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
   # One factor for all leaves fuses into the update; optax's select by leaf keeps a clipped copy of every gradient.
   def clip(updates, _):
-    factor = max_norm / jnp.maximum(optax.global_norm(updates), max_norm)
+    factor = max_norm / jnp.maximum(optax.tree.norm(updates), max_norm)
     return jax.tree.map(lambda update: factor * update, updates)
 
   return optax.stateless(clip)

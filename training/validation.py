@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 
+import jax
+
 import model
 import objectives
-from data import corpora
-from parallel import mesh, rules
+import parallel
+from data import corpora, packing
+from data.tokenizers import base, training as tokenizer_training
+from precision.apply import DTYPES
 from training import durations, optimizers, schedules
 from training.configs import ConfigError
 
@@ -19,14 +23,39 @@ def validate(config, device_count: int) -> None:
   try:
     model.check(config.model)
     objectives.check(config.objective)
-    corpora.find(config.data)
+    _check_data(config)
     optimizers.check(config.optimizer)
-    rules.parameter_rules(config.zero_stage)
+    if config.precision.dtype not in DTYPES:
+      raise ValueError(f'precision.dtype={config.precision.dtype!r} does not exist; choose one of {", ".join(DTYPES)}')
     _check_run(config.train)
-    _check_batch(config, rules.data_parallel_size(mesh.check_mesh(config.mesh, device_count)))
+    mesh = parallel.check_mesh(config.mesh, device_count)
+    _check_batch(config, parallel.data_parallel_size(mesh))
     _check_schedule(config)
+    _check_layout(config, mesh)
   except (ValueError, FileNotFoundError, ImportError) as error:
     raise ConfigError(str(error)) from error
+
+
+def _check_data(config) -> None:
+  if config.seed < 0:
+    raise ValueError(f'seed={config.seed} must not be negative')
+  tokenizers = ('bytes', *tokenizer_training.TRAINERS, 'file')
+  for key, value, allowed in (('tokenizer', config.data.tokenizer, tokenizers),
+                              ('normalization', config.data.normalization, base.NORMALIZATIONS)):
+    if value not in allowed:
+      raise ValueError(f'data.{key}={value!r} does not exist; choose one of {", ".join(allowed)}')
+  if config.data.tokenizer == 'file':
+    tokenizer_training.load_file(config.data.tokenizer_path, config.data.normalization)
+  for key, value, least in (('vocab_size', config.data.vocab_size, 1), ('num_workers', config.data.num_workers, 0)):
+    if value < least:
+      raise ValueError(f'data.{key}={value} must be at least {least}')
+  if not 0 <= config.data.validation_fraction < 1:
+    raise ValueError(f'data.validation_fraction={config.data.validation_fraction} must be at least 0 and below 1')
+  packing.check(objectives.row_length(config.objective, config.data.sequence_length), config.data.packing)
+  if not all(isinstance(component, Mapping) for component in config.data.mixture):
+    raise ValueError(f"data.mixture={config.data.mixture} must be a tuple of mappings such as "
+                     "{'corpus': 'text', 'path': 'FILE', 'weight': 0.5}")
+  corpora.find(config.data)
 
 
 def _check_run(train_config) -> None:
@@ -72,3 +101,16 @@ def _check_schedule(config) -> None:
   warmup_steps, decay_steps = [durations.steps(duration, run_steps=run_steps, **batch) for duration in chosen[1:]]
   schedules.build(config.optimizer, config.optimizer.learning_rate, run_steps=run_steps, warmup_steps=warmup_steps,
                   decay_steps=decay_steps)
+
+
+def _check_layout(config, mesh) -> None:
+  """Asks for the sharding of every parameter."""
+  parallel.parameter_rules(config.zero_stage)
+  model_config = config.model.copy_and_resolve_references()
+  with model_config.unlocked():
+    # The tokenizer's size, not known yet, is rounded up to a multiple of 64.
+    model_config.vocab_size = model_config.vocab_size or 64
+    model_config.max_length = model_config.max_length or config.data.sequence_length
+  created = model.create(model_config)
+  params = jax.eval_shape(created.init, jax.random.key(0))
+  parallel.parameter_shardings(params, created.logical_axes(), mesh, config.zero_stage)

@@ -1,0 +1,45 @@
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training import durations
+
+RUN = {'batch_tokens': 512, 'sequence_length': 64, 'run_steps': 30, 'epoch_steps': 12.5}
+
+
+@pytest.mark.parametrize('duration, expected', [
+    (0, 0), (7, 7), ({'steps': 7}, 7),
+    ({'tokens': 512}, 1), ({'tokens': 513}, 2), ({'tokens': 1}, 1), ({'tokens': 0}, 0),
+    ({'examples': 8}, 1), ({'examples': 9}, 2),
+    ({'epochs': 1}, 13), ({'epochs': 2}, 25), ({'epochs': 0.1}, 2),
+    ({'share': 0.1}, 3), ({'share': 0.11}, 4), ({'share': 1}, 30), ({'share': 0}, 0),
+])
+def test_every_unit_is_converted_and_rounded_up(duration, expected):
+  assert durations.steps(duration, **RUN) == expected
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**5))
+def test_shares_with_few_decimals_are_exact(run_steps, parts):
+  share = {'share': 1 / parts}
+  assert durations.steps(share, **{**RUN, 'run_steps': run_steps}) == math.ceil(run_steps / parts)
+
+
+@pytest.mark.parametrize('duration, said', [
+    (-1, 'not negative'), (1.5, 'a whole number; got 1.5'), (True, 'a whole number'), ('10', "got '10'"),
+    ({}, 'exactly one of the units'), ({'steps': 1, 'tokens': 2}, 'exactly one of the units'),
+    ({'days': 1}, 'steps, tokens, examples, epochs, share'), ({'tokens': 1.5}, 'a whole number'),
+    ({'share': 1.5}, 'between 0 and 1'), ({'epochs': -1}, 'not negative'), ({'epochs': math.nan}, 'finite'),
+    ({'epochs': math.inf}, 'finite'), (None, 'a whole number'),
+])
+def test_what_is_no_duration_is_refused_in_words(duration, said):
+  with pytest.raises(ValueError, match=re.escape(said)):
+    durations.check(duration)
+
+
+@pytest.mark.parametrize('unit, unknown', [('share', 'run_steps'), ('epochs', 'epoch_steps')])
+def test_a_unit_that_cannot_be_converted_yet_is_refused(unit, unknown):
+  with pytest.raises(ValueError, match=f'a duration in {unit} has no meaning here'):
+    durations.steps({unit: 0.5}, **{**RUN, unknown: None})

@@ -102,13 +102,13 @@ def _optimizer():
   optimizer.learning_rate = 1e-3  # peak; muon: of the matrices
   optimizer.adam_learning_rate = 1e-3  # muon only: peak for embeddings, head and vectors, trained by adamw
   optimizer.schedule = 'cosine'  # constant | linear | cosine | inverse_sqrt | wsd | step | exponential
-  optimizer.warmup = duration(100)  # duration: linear from 0 to the peak
+  optimizer.warmup = duration(100)  # duration: linear to the peak
   optimizer.decay = duration({'share': 0.2})  # duration: wsd, the final decay; step, exponential: between two multiplications
   optimizer.decay_factor = 0.1  # step, exponential: the learning rate is multiplied by this every `decay`
   optimizer.final_fraction = 0.1  # linear, cosine, wsd: final learning rate / peak
-  optimizer.weight_decay = 0.1  # decoupled; on matrices only, never on embeddings' positions, norms or biases
+  optimizer.weight_decay = 0.1  # decoupled; on matrices only, never on position tables, norms or biases; adam: none
   optimizer.beta1 = 0.9  # adam, adamw, lion, muon's adamw: decay of the first moment
-  optimizer.beta2 = 0.95  # adam, adamw, lion, muon's adamw: decay of the second moment
+  optimizer.beta2 = 0.95  # adam, adamw, rmsprop, lion, muon's adamw: decay of the second moment
   optimizer.epsilon = 1e-8  # adam, adamw, rmsprop, muon's adamw
   optimizer.momentum = 0.9  # sgd, rmsprop, muon
   optimizer.clip_norm = 1.0  # global gradient norm; 0 = off

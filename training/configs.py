@@ -65,9 +65,12 @@ def _run_file(path: str) -> Config:
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
-    return module.get_config(variant)
+    config = module.get_config(variant)
   except (AttributeError, TypeError, ValueError) as error:
     raise ConfigError(f'{path}: {error.args[0] if error.args else error}') from error
+  if not isinstance(config, Config):
+    raise ConfigError(f'{path}: get_config must return a config made from configs/base.py; got {config!r}')
+  return config
 
 
 def _complete(values: dict, source: str) -> Config:

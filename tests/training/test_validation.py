@@ -1,0 +1,67 @@
+import pytest
+
+from training import configs, validation
+
+TINY = 'configs/quickstart.py:tiny'
+
+
+def refusal(*overrides, device_count=8):
+  with pytest.raises(configs.ConfigError) as error:
+    validation.validate(configs.load(TINY, overrides), device_count)
+  return str(error.value)
+
+
+@pytest.mark.parametrize('overrides', [
+    (), ('mesh.fsdp=8', 'zero_stage=3'), ('mesh.data=1',), ('optimizer.accumulation_steps=2', 'mesh.data=4'),
+    ("train.steps={'epochs': 1}", 'optimizer.schedule=wsd'), ('zero_stage=3',), ('model.positions=learned',),
+    ('train.steps=4',), ('model.num_heads=3', 'model.head_dim=8'), ("train.steps={'tokens': 100000}",),
+])
+def test_what_can_run_passes(overrides):
+  validation.validate(configs.load(TINY, overrides), 8)
+
+
+@pytest.mark.parametrize('overrides, said', [
+    (['model.num_heads=3'], 'model.num_heads=3 does not divide model.embed_dim=64; choose heads that divide it'),
+    (['model.num_kv_heads=3'], 'model.num_kv_heads=3 does not divide model.num_heads=4'),
+    (['model.head_dim=15'], 'set an even model.head_dim'),
+    (['model.activation=swish'], "model.activation='swish' does not exist; choose one of gelu, gelu_tanh, relu, silu"),
+    (['model.family=encoder'], "model.family='encoder' does not exist; choose one of decoder"),
+    (['model.num_layers=0'], 'model.num_layers=0 must be at least 1'),
+    (['model.dropout_rate=1.0'], 'model.dropout_rate=1.0 must be at least 0 and below 1'),
+    (['model.positions=learned', 'model.max_length=32'], 'set model.max_length=0 for as many'),
+    (['objective.name=masked'], "objective.name='masked' does not exist; choose one of causal"),
+    (['precision.dtype=float16'], "precision.dtype='float16' does not exist; choose one of float32, bfloat16"),
+    (['zero_stage=2'], 'zero_stage=2 does not exist'),
+    (['seed=-1'], 'seed=-1 must not be negative'),
+    (['data.corpus=books'], "corpus 'books' does not exist; data.corpus is one of python-docs"),
+    (['data.corpus=text'], 'corpus text needs data.path: --config.data.path=FILE'),
+    (['data.corpus=text', 'data.path=nowhere.txt'], 'nowhere.txt does not exist'),
+    (['data.corpus=mixture', 'data.mixture=[3]'], 'must be a tuple of mappings such as'),
+    (['data.tokenizer=sentencepeice'], 'choose one of bytes, characters, words, sentencepiece-bpe'),
+    (['data.tokenizer=file'], "data.tokenizer_path is ''"),
+    (['data.normalization=nfd'], "data.normalization='nfd' does not exist; choose one of none, nfc"),
+    (['data.packing=dense'], "data.packing is 'dense'; it must be documents or none"),
+    (['data.validation_fraction=1'], 'data.validation_fraction=1.0 must be at least 0 and below 1'),
+    (['data.sequence_length=0'], 'data.sequence_length must be at least 1'),
+    (['data.batch_tokens=1000'], 'data.batch_tokens=1000 must be a positive multiple of data.sequence_length=64; for '
+                                 'example --config.data.batch_tokens=1024'),
+    (['data.batch_tokens=0'], 'for example --config.data.batch_tokens=64'),
+    (['data.batch_tokens=576'], 'is 9 rows of data.sequence_length=64, which do not divide into '
+                                'optimizer.accumulation_steps=1 times 8 shards of the mesh; for example '
+                                '--config.data.batch_tokens=1024'),
+    (['optimizer.accumulation_steps=3'], 'optimizer.accumulation_steps=3 times 8 shards'),
+    (['optimizer.accumulation_steps=0'], 'optimizer.accumulation_steps=0 must be at least 1'),
+    (['optimizer.name=adamm'], "optimizer.name='adamm' does not exist; choose one of adamw"),
+    (['optimizer.schedule=wsd', 'train.steps=12'], 'make optimizer.warmup or optimizer.decay shorter'),
+    (['mesh.tensor=2'], 'mesh.tensor=2 does not exist yet; set mesh.tensor=1'),
+    (['mesh.fsdp=3'], 'mesh.fsdp=3 does not divide the 8 devices'),
+    (['mesh.data=16'], 'needs 16 devices; there are 8; set mesh.data=-1'),
+    (['mesh.fsdp=8', 'zero_stage=3', 'model.embed_dim=60', 'model.head_dim=16'], 'of size 60 does not divide over'),
+    (["train.steps={'share': 0.5}"], 'is a share of itself'),
+    (['train.steps=0'], 'train.steps=0 must be above 0'),
+    (["train.log_every={'tokens': 0}"], "train.log_every={'tokens': 0} must be above 0"),
+    (['train.keep_last=0'], 'train.keep_last=0 must be at least 1'),
+    (['train.eval_batches=-1'], 'train.eval_batches=-1 must not be negative'),
+])
+def test_mistakes_are_told_in_words(overrides, said):
+  assert said in refusal(*overrides)

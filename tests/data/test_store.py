@@ -1,5 +1,9 @@
 import dataclasses
+import os
 import pathlib
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -127,3 +131,39 @@ def test_progress_counts_bytes(tmp_path, monkeypatch):
 def test_a_lone_surrogate_is_refused_with_its_source(tmp_path):
   with pytest.raises(ValueError, match=r'notes.jsonl:7 holds a lone surrogate at character 2'):
     store.encode([Document('ab\ud800', 'notes.jsonl:7')], BYTES, tmp_path, 1)
+
+
+ENDLESS = """
+import sys, types
+from data import store
+from data.tokenizers import bytes as bytes_tokenizer
+class Slow(bytes_tokenizer.BytesTokenizer):
+  def encode(self, text):
+    import time
+    time.sleep(600)
+if __name__ == '__main__':
+  store._ONE_PROCESS_BYTES = 0
+  documents = [types.SimpleNamespace(text='a' * 300_000, source='')] * 4
+  store.encode(documents, Slow(), sys.argv[1], 2)
+"""
+
+
+@pytest.mark.slow
+def test_processes_end_when_their_parent_is_killed(tmp_path):
+  (tmp_path / 'endless.py').write_text(ENDLESS)
+  parent = subprocess.Popen([sys.executable, str(tmp_path / 'endless.py'), str(tmp_path / 'stores')],
+                            env=os.environ | {'PYTHONPATH': str(pathlib.Path(store.__file__).parents[1])})
+  listing = pathlib.Path(f'/proc/{parent.pid}/task/{parent.pid}/children')
+  wait(lambda: len(listing.read_text().split()) == 3)  # two workers and the tracker of multiprocessing's resources
+  children = [pathlib.Path('/proc', child) for child in listing.read_text().split()]
+  time.sleep(2)  # until the workers are at work
+  parent.kill()
+  parent.wait()
+  wait(lambda: not any(child.exists() for child in children))
+
+
+def wait(condition):
+  end = time.monotonic() + 30
+  while not condition():
+    assert time.monotonic() < end
+    time.sleep(0.1)

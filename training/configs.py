@@ -126,7 +126,7 @@ def _unknown(config: Config, group: Config, name: str, parents: list[str], key: 
 def _parsed(text: str, default):
   try:
     value = ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, TypeError):
     return text
   return text if isinstance(default, str) and not isinstance(value, str) else value
 

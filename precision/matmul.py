@@ -1,43 +1,65 @@
 """Matmuls with bfloat16 operands and float32 accumulation, forward and backward."""
 
 import functools
-import string
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
+from precision.layout import row_major
+
 
 class _Spec(NamedTuple):
-  dimension_numbers: Any
-  lhs_dtype: Any
-  rhs_dtype: Any
-  out_dtype: Any
-  out_sharding: Any
+  """What a matmul is, besides its operands: dimension numbers in tuples, and dtypes to return gradients in."""
+
+  dimension_numbers: tuple
+  dtypes: tuple
+  out_sharding: object
 
 
-def dot_general(lhs, rhs, dimension_numbers, out_dtype=jnp.float32, out_sharding=None):
-  """`lax.dot_general` of float operands, rounded to bfloat16; returns float32.
+def dot_general(lhs, rhs, dimension_numbers, out_sharding=None):
+  """`lax.dot_general` of float operands rounded to bfloat16, accumulated in float32.
 
   The transpose that jax derives would multiply a float32 cotangent by a bfloat16 operand, which no matrix unit
-  serves; here the cotangent is rounded too. Gradients arrive in the dtypes of `lhs` and `rhs`, so those of float32
-  parameters are accumulated and returned in float32.
+  serves; here the cotangent is rounded too. Gradients come in the dtypes of `lhs` and `rhs`: those of float32
+  parameters are float32 sums.
+
+  Args:
+    lhs, rhs: float32 or bfloat16.
+    dimension_numbers, out_sharding: as for `lax.dot_general`.
+
+  Returns:
+    float32.
   """
-  contract, batch = (tuple(tuple(map(int, dims)) for dims in pair) for pair in dimension_numbers)
-  return _dot(_Spec((contract, batch), lhs.dtype, rhs.dtype, out_dtype, out_sharding), lhs, rhs)
+  contracting, batch = (tuple(tuple(map(int, dims)) for dims in pair) for pair in dimension_numbers)
+  return _dot(_Spec((contracting, batch), (lhs.dtype, rhs.dtype), out_sharding), lhs, rhs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _dot(spec, lhs, rhs):
-  return _forward(spec, lhs, rhs)[0]
+  (lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch) = spec.dimension_numbers
+  # The left operand with what is contracted last; the right one either way.
+  lhs, lhs_contracting = _arranged(lhs, lhs_batch, lhs_contracting, orders=('free first',))
+  rhs, rhs_contracting = _arranged(rhs, rhs_batch, rhs_contracting, orders=('contracting first', 'free first'))
+  batch = tuple(range(len(lhs_batch)))
+  return row_major(lax.dot_general(lhs, rhs, ((lhs_contracting, rhs_contracting), (batch, batch)),
+                                   preferred_element_type=jnp.float32, out_sharding=spec.out_sharding))
+
+
+def _arranged(x, batch, contracting, orders):
+  """x in bfloat16, transposed to the first of `orders` unless it is in one; and where the contracted dimensions are."""
+  free = tuple(i for i in range(x.ndim) if i not in batch + contracting)
+  layouts = [batch + (free + contracting if order == 'free first' else contracting + free) for order in orders]
+  identity = tuple(range(x.ndim))
+  layout = identity if identity in layouts else layouts[0]
+  x = x.astype(jnp.bfloat16)
+  return row_major(x if layout == identity else x.transpose(layout)), tuple(map(layout.index, contracting))
 
 
 def _forward(spec, lhs, rhs):
   lhs, rhs = lhs.astype(jnp.bfloat16), rhs.astype(jnp.bfloat16)
-  out = lax.dot_general(lhs, rhs, spec.dimension_numbers, preferred_element_type=jnp.float32,
-                        out_sharding=spec.out_sharding)
-  return _result(out, spec.out_dtype), (lhs, rhs)
+  return _dot(spec, lhs, rhs), (lhs, rhs)
 
 
 def _backward(spec, operands, cotangent):
@@ -46,51 +68,37 @@ def _backward(spec, operands, cotangent):
   lhs_names, rhs_names, out_names = _names(spec.dimension_numbers, lhs.ndim, rhs.ndim)
   d_lhs = _contract(cotangent, out_names, rhs, rhs_names, lhs_names)
   d_rhs = _contract(lhs, lhs_names, cotangent, out_names, rhs_names)
-  return _result(d_lhs, spec.lhs_dtype), _result(d_rhs, spec.rhs_dtype)
+  return tuple(gradient.astype(dtype) for gradient, dtype in zip((d_lhs, d_rhs), spec.dtypes))
 
 
 _dot.defvjp(_forward, _backward)
 
 
-def _result(out, dtype):
-  # XLA's CPU backend fails at run time where a transposition directly follows a bfloat16 dot with float32 output.
-  return lax.optimization_barrier(out) if dtype == jnp.float32 else out.astype(dtype)
-
-
 def _names(dimension_numbers, lhs_ndim, rhs_ndim):
-  """Names the dimensions of lhs, rhs and output, as einsum would."""
-  (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
-  letters = iter(string.ascii_letters)
-  lhs = [next(letters) for _ in range(lhs_ndim)]
-  rhs = [next(letters) for _ in range(rhs_ndim)]
-  for l, r in zip(lhs_contract + lhs_batch, rhs_contract + rhs_batch):
+  """Gives each dimension a number, the same to those that a matmul pairs: of lhs, of rhs and of the output."""
+  (lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch) = dimension_numbers
+  lhs, rhs = list(range(lhs_ndim)), list(range(lhs_ndim, lhs_ndim + rhs_ndim))
+  for l, r in zip(lhs_contracting + lhs_batch, rhs_contracting + rhs_batch):
     rhs[r] = lhs[l]
-  shared = {lhs[i] for i in lhs_contract + lhs_batch}
-  out = [lhs[i] for i in lhs_batch] + [n for n in lhs if n not in shared] + [n for n in rhs if n not in shared]
-  return lhs, rhs, out
+  batch = [lhs[i] for i in lhs_batch]
+  free = [name for names, other in ((lhs, rhs), (rhs, lhs)) for name in names if name not in other]
+  return lhs, rhs, batch + free
 
 
 def _contract(a, a_names, b, b_names, out_names):
-  """Contracts the names that `out_names` lacks. Of the two orders of the operands, takes the one that needs no
-  transposition of the result: XLA's CPU backend cannot transpose the output of a bfloat16 dot (it fails at run time)."""
-  pairs = [(a, a_names, b, b_names), (b, b_names, a, a_names)]
-  out = None
-  for first, first_names, second, second_names in pairs:
-    batch = [n for n in out_names if n in first_names and n in second_names]
-    contract = [n for n in first_names if n in second_names and n not in out_names]
-    natural = batch + [n for names in (first_names, second_names) for n in names if n not in batch + contract]
-    if natural == out_names:
-      return _dot_names(first, first_names, second, second_names, contract, batch)
-    out = natural, (first, first_names, second, second_names, contract, batch)
-  natural, arguments = out
-  result = lax.optimization_barrier(_dot_names(*arguments))
-  return result.transpose([natural.index(n) for n in out_names])
+  """The product of a and b summed over the names that `out_names` lacks, its dimensions ordered as `out_names`."""
+  batch = [name for name in out_names if name in a_names and name in b_names]
+  summed = [name for name in a_names if name in b_names and name not in out_names]
 
+  def product(x, x_names, y, y_names):
+    contracting, batching = (tuple(tuple(map(names.index, wanted)) for names in (x_names, y_names))
+                             for wanted in (summed, batch))
+    names = batch + [name for names in (x_names, y_names) for name in names if name not in batch + summed]
+    return names, lambda: dot_general(x, y, (contracting, batching))
 
-def _dot_names(a, a_names, b, b_names, contract, batch):
-  dims = lambda names, wanted: tuple(names.index(n) for n in wanted)
-  contracting, batching = (dims(a_names, contract), dims(b_names, contract)), (dims(a_names, batch), dims(b_names, batch))
-  if not batch and contracting == ((0,), (0,)):
-    # `md,mf->df` misses the fast kernels of a CPU; the same with two contracted dimensions, of which one is 1, does not.
-    a, b, contracting = a[None], b[None], ((0, 1), (0, 1))
-  return lax.dot_general(a, b, (contracting, batching), preferred_element_type=jnp.float32)
+  # One order of the operands often gives the wanted order of dimensions, which saves a transposition.
+  swapped, multiply_swapped = product(b, b_names, a, a_names)
+  if swapped == out_names:
+    return multiply_swapped()
+  names, multiply = product(a, a_names, b, b_names)
+  return multiply() if names == out_names else multiply().transpose([names.index(name) for name in out_names])

@@ -34,13 +34,15 @@ def _sizes(mesh_config, device_count: int) -> dict[str, int]:
            'sequence': mesh_config.sequence, 'pipeline': mesh_config.pipeline, 'expert': mesh_config.expert}
   for name in ('tensor', 'sequence', 'pipeline', 'expert'):
     if sizes[name] != 1:
-      raise ValueError(f'mesh.{name}={sizes[name]} does not exist yet; set mesh.{name}=1 and use mesh.data or mesh.fsdp')
+      raise ValueError(f'mesh.{name}={sizes[name]} does not exist yet; set mesh.{name}=1 and use mesh.data or '
+                       'mesh.fsdp')
   if sizes['fsdp'] < 1 or (sizes['data'] < 1 and sizes['data'] != -1):
     raise ValueError(f'mesh.data={sizes["data"]}, mesh.fsdp={sizes["fsdp"]}: each must be at least 1, or mesh.data=-1 '
                      'for all devices that mesh.fsdp leaves')
   if sizes['data'] == -1:
     if device_count % sizes['fsdp']:
-      raise ValueError(f'mesh.fsdp={sizes["fsdp"]} does not divide the {device_count} devices; set mesh.fsdp to a divisor')
+      raise ValueError(f'mesh.fsdp={sizes["fsdp"]} does not divide the {device_count} devices; set mesh.fsdp to a '
+                       'divisor')
     sizes['data'] = device_count // sizes['fsdp']
   if sizes['data'] * sizes['fsdp'] > device_count:
     raise ValueError(f'mesh.data={sizes["data"]} times mesh.fsdp={sizes["fsdp"]} needs {sizes["data"] * sizes["fsdp"]} '

@@ -1,6 +1,6 @@
 """Reading, checking and writing configs; everything that knows ml_collections outside configs/ is here.
 
-A config is locked and complete: `configs/base.py` has every key, and the type of its value there is the type of the key.
+A config is locked and complete: `configs/base.py` has every key, and the type of a key is that of its value there.
 """
 
 import ast

@@ -55,5 +55,5 @@ def steps(
   if steps_per_unit is None:
     raise ValueError(f'a duration in {unit} has no meaning here; got {dict(duration)}; give it in another unit '
                      f'({", ".join(other for other in UNITS if other != unit)})')
-  # The tolerance keeps a product such as 0.1 * 30 = 3.0000000000000004 from costing a step.
+  # The tolerance keeps a product such as 0.07 * 100 = 7.000000000000001 from costing a step.
   return math.ceil(amount * steps_per_unit * (1 - 1e-12))

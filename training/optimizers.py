@@ -24,10 +24,10 @@ def build(
 
   Gradients are clipped by global norm, scaled by the optimizer named in the config, and multiplied by the learning
   rate. Weight decay is decoupled (Loshchilov and Hutter 2019): every update also shrinks a matrix by learning_rate *
-  weight_decay; `adam` has none. `adafactor` (Shazeer and Stern 2018) clips its updates at an RMS of 1 and does not
-  scale them by the parameters', so that a learning rate means the same as in adamw. `muon` (Jordan 2024), scaled to the RMS of
-  adamw's updates for the same reason (Liu et al. 2025, eq. 4), is for the matrices inside the layers; embeddings, head
-  and vectors are left to adamw with `adam_learning_rate`.
+  weight_decay; `adam` has none. `adafactor` (Shazeer and Stern 2018) does not scale its updates by the parameters' RMS,
+  and `muon` (Jordan 2024) scales them to that of adamw (Liu et al. 2025, eq. 4), so that a learning rate means the same
+  in the three. Muon is for the matrices inside the layers; embeddings, head and vectors are left to adamw with
+  `adam_learning_rate`.
 
   Args:
     optimizer_config: the group `optimizer` of the config.

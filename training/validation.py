@@ -8,7 +8,8 @@ import model
 import objectives
 import parallel
 from data import corpora, packing
-from data.tokenizers import base, training as tokenizer_training
+from data.tokenizers import base
+from data.tokenizers import training as tokenizer_training
 from precision.apply import DTYPES
 from training import durations, optimizers, schedules
 from training.configs import ConfigError

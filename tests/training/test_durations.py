@@ -2,7 +2,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from training import durations
@@ -21,10 +21,10 @@ def test_every_unit_is_converted_and_rounded_up(duration, expected):
   assert durations.steps(duration, **RUN) == expected
 
 
-@given(st.integers(1, 10**6), st.integers(1, 10**5))
-def test_shares_with_few_decimals_are_exact(run_steps, parts):
-  share = {'share': 1 / parts}
-  assert durations.steps(share, **{**RUN, 'run_steps': run_steps}) == math.ceil(run_steps / parts)
+@given(st.integers(0, 100), st.integers(1, 10**6))
+@example(7, 100)
+def test_a_percentage_of_the_run_is_exact(percent, run_steps):
+  assert durations.steps({'share': percent / 100}, **{**RUN, 'run_steps': run_steps}) == -(-percent * run_steps // 100)
 
 
 @pytest.mark.parametrize('duration, said', [

@@ -74,7 +74,7 @@ def test_lion_follows_the_sign_of_its_interpolation():
 
 def test_adafactor_divides_by_row_and_column_statistics_of_each_layer():
   """Shazeer and Stern 2018, algorithm 4, whose first update is made of the first gradient alone."""
-  params, gradient = tree(0), tree(1)
+  params, gradient = tree(0), jax.tree.map(lambda g: g**5, tree(1))
   moved = updated(optimizer('adafactor', learning_rate=0.01, weight_decay=0.0, clip_norm=0.0), params, [gradient])
   for name, (inputs, outputs) in WIDTHS.items():
     g = np.asarray(gradient['layers'][name]['kernel'], np.float64).reshape(3, inputs, outputs)
@@ -124,7 +124,8 @@ def test_decay_shrinks_matrices_and_nothing_else(name):
   rates = {'learning_rate': 0.1, 'adam_learning_rate': 0.1}
   moved = updated(optimizer(name, weight_decay=0.5, **rates), params, [zeros])
   decayed = jax.tree.map(lambda matrix: 0.95 if matrix and name != 'adam' else 1.0, optimizers.matrices(AXES))
-  jax.tree.map(lambda new, old, factor: np.testing.assert_allclose(new, factor * old, rtol=1e-6), moved, params, decayed)
+  jax.tree.map(lambda new, old, factor: np.testing.assert_allclose(new, factor * old, rtol=1e-6),
+               moved, params, decayed)
 
 
 def test_matrices_map_one_width_to_another():
@@ -162,7 +163,8 @@ def test_the_state_is_a_stable_tree_of_arrays_with_moments_shaped_like_parameter
     ('ema_decay', -0.1, 'optimizer.ema_decay=-0.1'), ('momentum', 1.5, 'optimizer.momentum=1.5'),
     ('learning_rate', 0.0, 'optimizer.learning_rate=0.0 must be above 0'), ('epsilon', 0.0, 'optimizer.epsilon'),
     ('clip_norm', -1.0, 'optimizer.clip_norm=-1.0 must not be negative'),
-    ('l1_penalty', -1.0, 'optimizer.l1_penalty=-1.0'), ('accumulation_steps', 0, 'accumulation_steps=0 must be at least 1'),
+    ('l1_penalty', -1.0, 'optimizer.l1_penalty=-1.0'),
+    ('accumulation_steps', 0, 'accumulation_steps=0 must be at least 1'),
 ])
 def test_mistakes_are_refused_in_words(key, value, said):
   config = base.get_config()

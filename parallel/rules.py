@@ -71,10 +71,10 @@ def parameter_shardings(params, logical_axes, mesh: Mesh, zero_stage: int):
     if len(axes) != len(leaf.shape):
       raise ValueError(f'{name}: {len(leaf.shape)} dimensions {leaf.shape} but {len(axes)} logical axes {axes}')
     spec = _spec(axes, rules, name)
-    for size, axis, mesh_axes in zip(leaf.shape, axes, spec):
-      parts = math.prod(mesh.shape[m] for m in mesh_axes or ())
+    for size, axis in zip(leaf.shape, axes):
+      parts = math.prod(mesh.shape[mesh_axis] for mesh_axis in rules[axis])
       if size % parts:
-        raise ValueError(f'{name}: axis {axis!r} of size {size} does not divide over {mesh_axes} = {parts} devices; '
+        raise ValueError(f'{name}: axis {axis!r} of size {size} does not divide over {rules[axis]} = {parts} devices; '
                          'choose a size that divides, a smaller mesh.fsdp, or zero_stage=0')
     return NamedSharding(mesh, spec)
 

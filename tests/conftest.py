@@ -14,6 +14,8 @@ os.environ['XLA_FLAGS'] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   cache_home = tempfile.mkdtemp(prefix='meshlm-tests-')
   os.environ['XDG_CACHE_HOME'] = cache_home
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = os.path.join(cache_home, 'compiled')
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
   atexit.register(shutil.rmtree, cache_home, ignore_errors=True)
 
 # JAX compiles inside the first example of a property, so time says nothing about it.

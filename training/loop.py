@@ -93,6 +93,7 @@ class Loop:
     self._last = {}
     self._last_eval = (None, {})
     self._saved_step = self.progress.step
+    self._sampled_step = None
 
   def run(self, stop: Callable[[int], bool]) -> bool:
     """Trains to the end, or until `stop(step)` says so after a step; returns whether the end was reached.
@@ -102,7 +103,7 @@ class Loop:
     """
     lengths, sharding = self.program.lengths, parallel.batch_sharding(self.program.mesh)
     self.console.start(lengths.run, self.progress.step)
-    pending, finished = None, self.progress.step >= lengths.run or self._stopped_early()
+    pending, finished = None, self.finished
     while not finished:
       batch = jax.device_put(next(self.batches), sharding)
       self.state, metrics = self.program.step(self.state, batch)
@@ -133,6 +134,11 @@ class Loop:
             'tokens_per_second': self._tokens(self.progress.step) / max(self.progress.seconds, 1e-9),
             'seconds': self.progress.seconds, 'bad_steps': self.progress.bad_steps,
             'params_sha256': params_lib.params_sha256(self.state.params)}
+
+  @property
+  def finished(self) -> bool:
+    """Whether all steps are done, or early stopping has ended the run."""
+    return self.progress.step >= self.program.lengths.run or self._stopped_early()
 
   def _read(self, step: int, metrics) -> None:
     """Waits for the metrics of a step, counts it, and logs it if it is due."""
@@ -236,8 +242,9 @@ class Loop:
     self._saved_step = step
 
   def _write_samples(self):
-    if self.sample is not None:
+    if self.sample is not None and self._sampled_step != self.progress.step:
       self.sample(self.progress.step, self.state.eval_params)
+      self._sampled_step = self.progress.step
 
   def _tokens(self, step: int) -> int:
     return step * self.config.data.batch_tokens

@@ -59,6 +59,9 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
     writer = stack.enter_context(metrics_lib.MetricsWriter(workdir, progress.step, config.train.tensorboard))
     sample = sampler and _sample_writer(config, program.model, dataset.tokenizer, sampler, workdir, console)
     loop = Loop(config, program, dataset, batches, state, progress, checkpoints, writer, console, sample)
+    if loop.finished and _summary_step(workdir) == progress.step:
+      console.message(f'{workdir} is finished at step {progress.step:,}; raise train.steps to train it longer')
+      return True
     finished = loop.run(lambda step: step == stop_after or stop_request.requested is not None)
     checkpoints.wait()
     plots.write_plots(workdir)
@@ -149,6 +152,11 @@ def _flat(values: dict, prefix: str = '') -> dict:
     nested = isinstance(value, dict) and not prefix
     flat |= _flat(value, f'{key}.') if nested else {f'{prefix}{key}': value}
   return flat
+
+
+def _summary_step(workdir) -> int | None:
+  path = workdir / 'summary.json'
+  return json.loads(path.read_text(encoding='utf-8'))['step'] if path.exists() else None
 
 
 def _write_identity(config, tokenizer, workdir) -> None:

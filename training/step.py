@@ -29,7 +29,7 @@ def make_step(loss, optimizer, schedule, *, seed: int, accumulation_steps: int =
   def step(state: TrainState, batch):
     key = jax.random.fold_in(base_key, state.updates)
     (total_loss, sums), grads = accumulate(gradient, accumulation_steps)(state.params, batch, key)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(total_loss) & jnp.isfinite(grad_norm)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

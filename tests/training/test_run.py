@@ -1,0 +1,297 @@
+"""Whole small runs: resumption, signals, bad steps, early stopping, what a run directory holds."""
+
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import objectives
+import parallel
+import pytest
+import training
+from training import checkpoints, configs, loop, metrics, program
+from training import run as run_lib
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+VOLATILE = {'seconds', 'tokens_per_second', 'mfu'}
+
+
+@pytest.fixture(scope='module')
+def corpus(tmp_path_factory):
+  """Forty documents of words in random order, in one file."""
+  rng = np.random.default_rng(0)
+  words = 'the a cat dog sees hears old young red blue house tree and but runs sleeps'.split()
+  text = '\n\n'.join(' '.join(rng.choice(words, 60)) + '.' for _ in range(40))
+  path = tmp_path_factory.mktemp('corpus') / 'text.txt'
+  path.write_text(text)
+  return path
+
+
+@pytest.fixture
+def make_config(corpus):
+  """Builds a small config on the corpus; keyword names are key paths with __ for a dot."""
+  def make(**changes):
+    values = {'data__corpus': 'text', 'data__path': str(corpus), 'data__document': 'blank-line', 'data__tokenizer': 'bytes',
+              'data__validation_fraction': 0.2, 'data__sequence_length': 32, 'data__batch_tokens': 512,
+              'model__num_layers': 2, 'model__embed_dim': 32, 'model__num_heads': 2, 'model__dropout_rate': 0.1,
+              'model__attention_dropout_rate': 0.1, 'optimizer__learning_rate': 0.01, 'optimizer__warmup': 4,
+              'mesh__data': 1, 'train__steps': 40, 'train__log_every': 1, 'train__eval_every': 8,
+              'train__checkpoint_every': 16, 'train__tensorboard': False, **changes}
+    return configs.load('configs/base.py', [f'{key.replace("__", ".")}={value}' for key, value in values.items()])
+  return make
+
+
+def lines(workdir):
+  """metrics.jsonl without what a clock decides."""
+  return [{k: v for k, v in line.items() if k not in VOLATILE} for line in metrics.read_metrics(workdir)]
+
+
+def summary(workdir):
+  return json.loads((workdir / 'summary.json').read_text())
+
+
+def test_training_learns_and_leaves_a_complete_directory(make_config, tmp_path):
+  sampled = []
+  def sampler(model, params, tokenizer, prompts, max_new_tokens, seed):
+    sampled.append((prompts, max_new_tokens))
+    return ['text'] * len(prompts)
+  assert training.train(make_config(train__tensorboard=True, train__sample_every=20), tmp_path, sampler=sampler)
+  result, log = summary(tmp_path), lines(tmp_path)
+  assert {'step', 'tokens', 'params', 'final_loss', 'eval_loss', 'bits_per_byte', 'perplexity', 'tokens_per_second', 'seconds',
+          'params_sha256'} <= result.keys()
+  assert (result['step'], result['tokens']) == (40, 40 * 512)
+  assert result['eval_loss'] < 0.7 * log[0]['loss'] and log[0]['loss'] == pytest.approx(math.log(320), rel=0.05)
+  assert result['bits_per_byte'] == pytest.approx(result['eval_loss'] / math.log(2), rel=0.01)  # bytes: one a token, and EOS
+  assert [line['step'] for line in log if 'eval/loss' in line] == [8, 16, 24, 32, 40]
+  assert all((tmp_path / name).exists() for name in ('config.json', 'tokenizer', 'plots/loss.png', 'samples.txt'))
+  assert any((tmp_path / 'tensorboard').iterdir())
+  assert sampled == [([''], 64)] * 2  # at 20 and at 40
+  run = training.load_run(tmp_path)
+  assert run.step == 40 and run.metrics[-1]['step'] == 40
+  assert run.tokenizer.decode(run.tokenizer.encode('cat')) == 'cat'
+
+
+def test_a_resumed_run_is_the_straight_run_bit_for_bit(make_config, tmp_path):
+  straight, resumed = tmp_path / 'straight', tmp_path / 'resumed'
+  assert training.train(make_config(), straight)
+  assert not training.train(make_config(), resumed, stop_after=20)
+  assert not (resumed / 'summary.json').exists()
+  assert training.train(make_config(), resumed)
+  assert lines(straight) == lines(resumed)
+  assert summary(straight)['params_sha256'] == summary(resumed)['params_sha256']
+
+
+def test_a_finished_run_stays_as_it_is(make_config, tmp_path):
+  config = make_config(train__steps=8)
+  training.train(config, tmp_path)
+  before = summary(tmp_path)['params_sha256'], lines(tmp_path)
+  assert training.train(config, tmp_path)
+  assert (summary(tmp_path)['params_sha256'], lines(tmp_path)) == before
+
+
+def test_a_run_goes_on_longer_but_not_with_another_model(make_config, tmp_path):
+  training.train(make_config(train__steps=8), tmp_path)
+  assert training.train(make_config(train__steps=10), tmp_path)
+  assert summary(tmp_path)['step'] == 10
+  with pytest.raises(configs.ConfigError, match='optimizer.learning_rate was 0.01 and is 0.5'):
+    training.train(make_config(optimizer__learning_rate=0.5), tmp_path)
+
+
+@pytest.mark.parametrize('changes', [{'mesh__data': 8}, {'mesh__fsdp': 8, 'zero_stage': 3},
+                                     {'mesh__data': 2, 'mesh__fsdp': 4, 'zero_stage': 3, 'optimizer__accumulation_steps': 2}], ids=str)
+def test_meshes_give_the_losses_and_gradients_of_one_device(make_config, changes):
+  still = {'model__dropout_rate': 0.0, 'model__attention_dropout_rate': 0.0, 'model__vocab_size': 320}
+  gradient_norms = {}
+  for name, extra in (('one', {}), ('many', changes)):
+    compiled = program.build(make_config(**still, **extra))
+    state, record = compiled.init(), []
+    for seed in range(3):
+      state, metrics = compiled.step(state, random_batch(seed))
+      record.append([float(metrics[key]) for key in ('total_loss', 'grad_norm')])
+    gradient_norms[name] = np.array(record)
+    shardings = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.params)}
+  np.testing.assert_allclose(gradient_norms['many'], gradient_norms['one'], rtol=1e-5)
+  if changes.get('zero_stage') == 3:
+    assert any('fsdp' in spec for spec in shardings)
+    largest = max(jax.tree.leaves(state.opt_state), key=lambda leaf: leaf.size)
+    assert largest.addressable_shards[0].data.size < largest.size
+
+
+def random_batch(seed, rows=16, row_length=33):
+  tokens = np.random.default_rng(seed).integers(0, 256, (rows, row_length), dtype=np.int32)
+  segment_ids = np.ones_like(tokens)
+  segment_ids[seed % rows, 20:] = 2
+  segment_ids[(seed + 1) % rows, 25:] = 0
+  return {'tokens': tokens, 'segment_ids': segment_ids, 'positions': np.tile(np.arange(row_length, dtype=np.int32), (rows, 1))}
+
+
+@pytest.mark.parametrize('changes', [{'mesh__data': 8}, {'mesh__fsdp': 8, 'zero_stage': 3}], ids=str)
+def test_gradients_over_a_mesh_leaf_by_leaf(make_config, changes):
+  gradients = {}
+  for name, extra in (('one', {}), ('many', changes)):
+    compiled = program.build(make_config(model__vocab_size=320, model__init_scale=0.2, **extra))
+    loss = objectives.loss(make_config().objective, compiled.model)
+    gradient = lambda params, batch: jax.grad(lambda p: loss(p, batch, None)[0])(params)
+    params = compiled.init().params
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, compiled.abstract_state.params)
+    gradients[name] = parallel.compile_evaluation(gradient, compiled.mesh, shardings)(params, random_batch(0))
+  for one, many in zip(jax.tree.leaves(gradients['one']), jax.tree.leaves(gradients['many'])):
+    assert np.linalg.norm(np.asarray(many) - one) <= 1e-5 * np.linalg.norm(one)
+
+
+def test_accumulation_gives_the_step_of_the_whole_batch(make_config):
+  still = {'model__dropout_rate': 0.0, 'model__attention_dropout_rate': 0.0, 'model__vocab_size': 320}
+  results = []
+  for accumulation_steps in (1, 4):
+    compiled = program.build(make_config(optimizer__accumulation_steps=accumulation_steps, **still))
+    state, metrics = compiled.step(compiled.init(), random_batch(3))
+    results.append((state.params, metrics))
+  (whole, whole_metrics), (parts, parts_metrics) = results
+  for key in ('total_loss', 'grad_norm', 'tokens', 'loss'):
+    np.testing.assert_allclose(whole_metrics[key], parts_metrics[key], rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), whole, parts)
+
+
+def test_a_checkpoint_restores_across_meshes(make_config, tmp_path):
+  still = {'model__dropout_rate': 0.0, 'model__attention_dropout_rate': 0.0}
+  training.train(make_config(**still, mesh__data=8), tmp_path / 'a', stop_after=16)
+  training.train(make_config(**still, mesh__fsdp=8, zero_stage=3), tmp_path / 'a', stop_after=24)
+  training.train(make_config(**still), tmp_path / 'a')
+  training.train(make_config(**still), tmp_path / 'b')
+  for a, b in zip(lines(tmp_path / 'a'), lines(tmp_path / 'b'), strict=True):
+    np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=2e-3)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(make_config):
+  compiled = program.build(make_config(model__vocab_size=320, optimizer__ema_decay=0.9))
+  state = compiled.init()
+  state, _ = compiled.step(state, random_batch(0))
+  poisoned = {**state.params, 'final_norm': {'scale': state.params['final_norm']['scale'].at[3].set(jnp.nan)}}
+  state = jax.tree.map(jnp.copy, type(state)(state.updates, poisoned, state.opt_state, state.ema))
+  before = jax.device_get(state)
+  state, result = compiled.step(state, random_batch(1))
+  assert float(result['finite']) == 0
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
+
+
+def test_bad_steps_in_a_row_abort_and_the_last_checkpoint_is_named(make_config, tmp_path, monkeypatch):
+  """From step 20 on the loss is NaN."""
+  make_step = program.make_step
+  def poisoned(loss, *args, **kwargs):
+    step = make_step(loss, *args, **kwargs)
+    def wrapped(state, batch):
+      new, metrics = step(state, batch)
+      bad = state.updates >= 20
+      return (jax.tree.map(lambda a, b: jnp.where(bad, b, a), new, state),
+              {**metrics, 'finite': jnp.where(bad, 0.0, metrics['finite'])})
+    return wrapped
+  monkeypatch.setattr(program, 'make_step', poisoned)
+  with pytest.raises(loop.TrainingAborted, match='3 steps in a row.*step 23.*checkpoint is of step 16'):
+    training.train(make_config(train__max_bad_steps=3), tmp_path)
+  assert lines(tmp_path)[-1]['bad_steps'] == 2
+
+
+def test_early_stopping_ends_the_run(make_config, tmp_path):
+  config = make_config(optimizer__learning_rate=0.3, optimizer__clip_norm=0.0, train__early_stopping_patience=2,
+                       optimizer__schedule='constant', train__eval_every=2, optimizer__warmup=0)
+  assert training.train(config, tmp_path)
+  evaluations = [line['eval/loss'] for line in lines(tmp_path) if 'eval/loss' in line]
+  assert summary(tmp_path)['step'] < 40
+  assert min(evaluations[-2:]) >= min(evaluations[:-2])
+
+
+def test_averaged_parameters_are_what_is_evaluated_and_loaded(make_config, tmp_path):
+  training.train(make_config(optimizer__ema_decay=0.99, train__steps=8), tmp_path)
+  fields, _ = checkpoints.Checkpoints(tmp_path / 'checkpoints').restore_fields(8, ('params', 'ema'))
+  loaded = training.load_run(tmp_path).params['embedding']['table']
+  np.testing.assert_array_equal(loaded, fields['ema']['embedding']['table'])
+  assert np.abs(loaded - fields['params']['embedding']['table']).max() > 1e-4
+
+
+def test_a_run_can_start_from_another(make_config, tmp_path):
+  training.train(make_config(), tmp_path / 'first')
+  training.train(make_config(init_from=str(tmp_path / 'first'), train__steps=4), tmp_path / 'second')
+  assert lines(tmp_path / 'second')[0]['loss'] < lines(tmp_path / 'first')[0]['loss'] - 1
+  with pytest.raises(configs.ConfigError, match='do not have the shapes'):
+    training.train(make_config(init_from=str(tmp_path / 'first'), model__embed_dim=16), tmp_path / 'third')
+
+
+@pytest.mark.slow
+def test_every_optimizer_learns(make_config, tmp_path):
+  rates = {'adam': 0.01, 'sgd': 0.1, 'rmsprop': 0.003, 'adafactor': 0.01, 'lion': 0.002, 'muon': 0.02}
+  for name, rate in rates.items():
+    training.train(make_config(optimizer__name=name, optimizer__learning_rate=rate, train__steps=12, train__log_every=100,
+                               train__eval_every=0, train__checkpoint_every=0), tmp_path / name)
+    log = lines(tmp_path / name)
+    assert log[-2]['loss'] < log[0]['loss'] - 0.2, name
+
+
+def test_model_vocabulary_must_hold_the_tokenizer(make_config, tmp_path):
+  with pytest.raises(configs.ConfigError, match="smaller than the tokenizer's 257"):
+    training.train(make_config(model__vocab_size=100), tmp_path)
+
+
+def command(config_file, workdir, *overrides):
+  return [sys.executable, 'train.py', f'--config={config_file}', f'--workdir={workdir}', *overrides]
+
+
+@pytest.fixture
+def overrides(make_config):
+  """The small config as command line overrides of the base config."""
+  flat = run_lib._flat(configs.to_json(make_config()))
+  return [f'--config.{key}={value}' for key, value in flat.items() if value != '']
+
+
+def test_sigterm_saves_and_the_same_command_resumes(overrides, tmp_path):
+  environment = {**os.environ, 'XLA_FLAGS': ''}
+  slow = [*overrides, '--config.train.steps=100000', '--config.train.checkpoint_every=0', '--config.train.eval_every=0']
+  process = subprocess.Popen(command('configs/base.py', tmp_path, *slow), cwd=ROOT, env=environment, text=True,
+                             stdout=subprocess.PIPE)
+  for line in process.stdout:
+    if line.startswith('step 5/'):
+      process.send_signal(signal.SIGTERM)
+      break
+  rest = process.stdout.read()
+  assert process.wait(timeout=120) == 75, rest
+  saved = checkpoints.Checkpoints(tmp_path / 'checkpoints').latest_step()
+  assert lines(tmp_path)[-1]['step'] == saved >= 5
+  again = subprocess.run(command('configs/base.py', tmp_path, *slow, f'--stop_after={saved + 3}'), cwd=ROOT, env=environment,
+                         capture_output=True, text=True)
+  assert again.returncode == 75 and f'checkpoint of step {saved}' in again.stdout, again.stderr
+  assert lines(tmp_path)[-1]['step'] == saved + 3
+
+
+@pytest.mark.slow
+def test_sigkill_at_any_time_leaves_a_run_that_resumes(overrides, tmp_path):
+  environment = {**os.environ, 'XLA_FLAGS': ''}
+  often = [*overrides, '--config.train.checkpoint_every=2', '--config.train.steps=60']
+  straight, killed = tmp_path / 'straight', tmp_path / 'killed'
+  subprocess.run(command('configs/base.py', straight, *often), cwd=ROOT, env=environment, check=True, capture_output=True)
+  for number in (5, 17, 33):
+    process = subprocess.Popen(command('configs/base.py', killed, *often), cwd=ROOT, env=environment, text=True,
+                               stdout=subprocess.PIPE)
+    for line in process.stdout:
+      if line.startswith(f'step {number}/'):
+        process.kill()
+        break
+    process.wait()
+  subprocess.run(command('configs/base.py', killed, *often), cwd=ROOT, env=environment, check=True, capture_output=True)
+  assert lines(straight) == lines(killed)
+  assert summary(straight)['params_sha256'] == summary(killed)['params_sha256']
+
+
+@pytest.mark.parametrize('mistake, words', [
+    ('--config.train.stepz=3', 'steps'), ('--config.model.num_heads=3', 'does not divide'),
+    ('--config.data.path=/nowhere.txt', '/nowhere.txt'), ('--config.data.batch_tokens=1000', 'multiple of'),
+    ('--config.train.steps=many', 'train.steps'),
+])
+def test_config_mistakes_end_with_status_1_and_words(mistake, words, overrides, tmp_path):
+  result = subprocess.run(command('configs/base.py', tmp_path, *overrides, mistake), cwd=ROOT, capture_output=True, text=True,
+                          timeout=60)
+  assert result.returncode == 1 and words in result.stderr and 'Traceback' not in result.stderr, result.stderr

@@ -2,7 +2,7 @@
 
 Everything is kept keys-first: logits are [keys, queries]. Then every large matrix product, forward and backward, is
 a plain row-major one (a product that contracts the first axis of its left operand runs several times slower on a CPU)
-and the softmax's sums run over the major axis, which vectorises; only arrays of [length, head_dim] are transposed.
+and the softmax's sums run over a major axis, which vectorises; only arrays of [length, head_dim] are transposed.
 
 Shapes in names: B batch, N kv heads, G query heads of a kv head, T queries, S keys, D head_dim.
 """
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.blocks import Tile, pad_spec, plan
+from pallas_kernels.blocks import Tile, add, cut, pad_spec, plan, put
 from pallas_kernels.spec import AttentionSpec, Shapes
 
 
@@ -27,12 +27,9 @@ def attend(q, k, v, spec: AttentionSpec):
   """Returns the output [batch, q_len, heads, head_dim] in q's dtype and lse [batch, q_len, heads], float32 or float64."""
   batch, q_len, heads, head_dim = q.shape
   kv_heads = k.shape[2]
-  groups = heads // kv_heads
-  q_BxNxDxGxT = jnp.transpose(q.reshape(batch, q_len, kv_heads, groups, head_dim), (0, 2, 4, 3, 1))
-  k_BxNxSxD, v_BxNxSxD = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-  out_BxNxDxGxT, lse_BxNxGxT = _attend(q_BxNxDxGxT, k_BxNxSxD, v_BxNxSxD, _keys_first(spec, kv_heads, groups, head_dim))
-  out = jnp.transpose(out_BxNxDxGxT, (0, 4, 1, 3, 2)).reshape(q.shape)
-  return out, jnp.transpose(lse_BxNxGxT, (0, 3, 1, 2)).reshape(batch, q_len, heads)
+  grouped = (batch, q_len, kv_heads, heads // kv_heads, head_dim)
+  out, lse = _attend(q.reshape(grouped), k, v, _keys_first(spec, *grouped[2:]))
+  return out.reshape(q.shape), lse.reshape(q.shape[:3])
 
 
 def _keys_first(spec, kv_heads, groups, head_dim):
@@ -66,96 +63,98 @@ _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
 def _forward(q, k, v, spec):
-  blocks = plan(spec, q.shape[4], k.shape[2])
-  batch, kv_heads, head_dim, groups, _ = q.shape
-  computed = jnp.promote_types(q.dtype, jnp.float32)
-  q, v_BxNxDxS = blocks.pad(q, q=4), blocks.pad(jnp.swapaxes(v, 2, 3), k=3)
-  k, padded = blocks.pad(k, k=2), pad_spec(blocks, spec)
+  q, k, v = lax.optimization_barrier((q, k, v))
+  whole = plan(spec, q.shape[1], k.shape[1])
+  dtype, computed = q.dtype, jnp.promote_types(q.dtype, jnp.float32)
+  padded = pad_spec(whole, spec)
+  q_BxNxDxGxT = whole.pad(jnp.transpose(q, (0, 2, 4, 3, 1)), q=4)
+  k_BxNxSxD = whole.pad(jnp.transpose(k, (0, 2, 1, 3)), k=2)
+  v_BxNxDxS = whole.pad(jnp.transpose(v, (0, 2, 3, 1)), k=3)
 
-  def visit(masked, i, j, state):
-    tile = Tile.cut(blocks, padded, i, j, masked)
-    _, logits = tile.logits(_dot(blocks.cut(k, j=j, k=2), blocks.cut(q, i, q=4), 3, 2))
-    old_max, old_sum, old_out = (blocks.cut(x, i, q=x.ndim - 1) for x in state)
-    new_max = jnp.maximum(old_max, jnp.max(logits, axis=2))
-    shift = jnp.where(new_max == -jnp.inf, 0, new_max)
-    rescale = jnp.exp(old_max - shift)
+  def step(tiles, i, j, state):
+    tile = Tile.cut(whole, padded, tiles, i, j)
+    _, logits = tile.logits(
+      _dot(cut(k_BxNxSxD, 2, j, tiles.k_size), cut(q_BxNxDxGxT, 4, i, tiles.q_size), 3, 2)
+    )
+    maximum = jnp.max(logits, axis=2)
+    if not whole.strips:
+      old_maximum, old_total, old_out = (cut(x, x.ndim - 1, i, tiles.q_size) for x in state)
+      maximum = jnp.maximum(maximum, old_maximum)
+    shift = jnp.where(maximum == -jnp.inf, 0, maximum)
     p_BxNxSxGxT = jnp.exp(logits - shift[:, :, None])
-    new_sum = old_sum * rescale + jnp.sum(p_BxNxSxGxT, axis=2)
-    dropped = tile.drop(p_BxNxSxGxT).astype(q.dtype)
-    new_out = old_out * rescale[:, :, None] + _dot(blocks.cut(v_BxNxDxS, j=j, k=3), dropped, 3, 2)
-    new = (new_max, new_sum, new_out)
-    return tuple(blocks.put(x, y, i, q=x.ndim - 1) for x, y in zip(state, new, strict=True))
+    total = jnp.sum(p_BxNxSxGxT, axis=2)
+    out = _dot(cut(v_BxNxDxS, 3, j, tiles.k_size), tile.drop(p_BxNxSxGxT).astype(dtype), 3, 2)
+    if not whole.strips:
+      rescale = jnp.exp(old_maximum - shift)
+      total, out = total + old_total * rescale, out + old_out * rescale[:, :, None]
+    return tuple(put(x, y, x.ndim - 1, i) for x, y in zip(state, (maximum, total, out), strict=True))
 
-  rows = (batch, kv_heads, groups, q.shape[4])
+  rows = q_BxNxDxGxT.shape[:2] + q_BxNxDxGxT.shape[3:]
   state = (
-    jnp.full(rows, -jnp.inf, computed), jnp.zeros(rows, computed),
-    jnp.zeros((batch, kv_heads, head_dim, groups, q.shape[4]), computed),
+    jnp.full(rows, -jnp.inf, computed), jnp.zeros(rows, computed), jnp.zeros(q_BxNxDxGxT.shape, computed)
   )
-  maximum, total, out = (x[..., :blocks.q_len] for x in blocks.each(visit, state))
-  out = jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1), 0)[:, :, None] * out
-  lse = jnp.where(total > 0, maximum + jnp.log(total), -jnp.inf)
+  maximum, total, out = (x[..., :whole.q_len] for x in whole.visit(step, state))
+  sees = total > 0
+  out = jnp.where(sees, 1 / jnp.where(sees, total, 1), 0)[:, :, None] * out
+  lse = jnp.where(sees, maximum + jnp.log(jnp.where(sees, total, 1)), -jnp.inf)
   if spec.sinks is not None:
     with_sink = jnp.logaddexp(lse, spec.sinks.astype(computed)[None, :, :, None])
     out, lse = out * jnp.exp(lse - with_sink)[:, :, None], with_sink
-  return out.astype(q.dtype), lse
+  return jnp.transpose(out.astype(dtype), (0, 4, 1, 3, 2)), jnp.transpose(lse, (0, 3, 1, 2))
 
 
 def _backward(q, k, v, spec, out, lse, d_out, d_lse):
-  blocks = plan(spec, q.shape[4], k.shape[2])
+  q, k, v, d_out = lax.optimization_barrier((q, k, v, d_out))
+  whole = plan(spec, q.shape[1], k.shape[1])
   dtype, computed = q.dtype, lse.dtype
-  sees = lse > -jnp.inf
   # A row that sees nothing: exp(logits - inf) = 0, and whatever arrives for its lse must not matter.
-  d_row = jnp.where(sees, jnp.sum(d_out.astype(computed) * out.astype(computed), axis=2) - d_lse, 0)
-  d_spec = _no_gradient(spec)
+  sees = lse > -jnp.inf
+  d_row = jnp.where(sees, jnp.sum(d_out.astype(computed) * out.astype(computed), axis=-1) - d_lse, 0)
+  gradients = {f.name: None for f in dataclasses.fields(spec) if not f.metadata.get('static')}
   if spec.sinks is not None:
-    sink = jnp.exp(spec.sinks.astype(computed)[None, :, :, None] - lse)
-    d_spec['sinks'] = -jnp.sum(sink * d_row, axis=(0, 3)).astype(spec.sinks.dtype)
-  padded = pad_spec(blocks, spec)
-  lse, d_row = blocks.pad(jnp.where(sees, lse, jnp.inf), q=3, value=jnp.inf), blocks.pad(d_row, q=3)
-  q, d_out, k, v = blocks.pad(q, q=4), blocks.pad(d_out, q=4), blocks.pad(k, k=2), blocks.pad(v, k=2)
-  q_BxNxGxTxD, d_out_BxNxGxTxD = (jnp.transpose(x, (0, 1, 3, 4, 2)) for x in (q, d_out))
-  k_BxNxDxS = jnp.swapaxes(k, 2, 3)
+    sink = jnp.exp(spec.sinks.astype(computed) - lse)
+    gradients['sinks'] = -jnp.sum(sink * d_row, axis=(0, 1)).astype(spec.sinks.dtype)
 
-  def visit(masked, i, j, state):
-    tile = Tile.cut(blocks, padded, i, j, masked)
-    capped, logits = tile.logits(_dot(blocks.cut(k, j=j, k=2), blocks.cut(q, i, q=4), 3, 2))
-    p_BxNxSxGxT = jnp.exp(logits - blocks.cut(lse, i, q=3)[:, :, None])
-    d_p = tile.drop(_dot(blocks.cut(v, j=j, k=2), blocks.cut(d_out, i, q=4), 3, 2))
-    d_logits = p_BxNxSxGxT * (d_p - blocks.cut(d_row, i, q=3)[:, :, None])
+  padded = pad_spec(whole, spec)
+  lse, d_row = (jnp.transpose(x, (0, 2, 3, 1)) for x in (jnp.where(sees, lse, jnp.inf), d_row))
+  lse, d_row = whole.pad(lse, q=3, value=jnp.inf), whole.pad(d_row, q=3)
+  q_BxNxDxGxT, d_out_BxNxDxGxT = (whole.pad(jnp.transpose(x, (0, 2, 4, 3, 1)), q=4) for x in (q, d_out))
+  q_BxNxGxTxD, d_out_BxNxGxTxD = (whole.pad(jnp.transpose(x, (0, 2, 3, 1, 4)), q=3) for x in (q, d_out))
+  k_BxNxSxD, v_BxNxSxD = (whole.pad(jnp.transpose(x, (0, 2, 1, 3)), k=2) for x in (k, v))
+  k_BxNxDxS = whole.pad(jnp.transpose(k, (0, 2, 3, 1)), k=3)
+
+  def step(tiles, i, j, state):
+    tile = Tile.cut(whole, padded, tiles, i, j)
+    queries = lambda x, axis: cut(x, axis, i, tiles.q_size)
+    keys = lambda x, axis: cut(x, axis, j, tiles.k_size)
+    capped, logits = tile.logits(_dot(keys(k_BxNxSxD, 2), queries(q_BxNxDxGxT, 4), 3, 2))
+    p_BxNxSxGxT = jnp.exp(logits - queries(lse, 3)[:, :, None])
+    d_p = tile.drop(_dot(keys(v_BxNxSxD, 2), queries(d_out_BxNxDxGxT, 4), 3, 2))
+    d_logits = p_BxNxSxGxT * (d_p - queries(d_row, 3)[:, :, None])
     d_capped = d_logits if spec.softcap is None else d_logits * (1 - jnp.square(capped / spec.softcap))
     d_scores = (spec.scale * d_capped).astype(dtype)
-    new = dict(
-      q=_dot(blocks.cut(k_BxNxDxS, j=j, k=3), d_scores, 3, 2),
-      k=_dot(d_scores, blocks.cut(q_BxNxGxTxD, i, q=3), (3, 4), (2, 3)),
-      v=_dot(tile.drop(p_BxNxSxGxT).astype(dtype), blocks.cut(d_out_BxNxGxTxD, i, q=3), (3, 4), (2, 3)),
-    )
     state = dict(state)
-    state['q'] = blocks.add(state['q'], new['q'], i, q=4)
-    for name in ('k', 'v'):
-      state[name] = blocks.add(state[name], new[name], j=j, k=2)
+    state['q'] = add(state['q'], _dot(keys(k_BxNxDxS, 3), d_scores, 3, 2), 4, i)
+    state['k'] = add(state['k'], _dot(d_scores, queries(q_BxNxGxTxD, 3), (3, 4), (2, 3)), 2, j)
+    dropped = tile.drop(p_BxNxSxGxT).astype(dtype)
+    state['v'] = add(state['v'], _dot(dropped, queries(d_out_BxNxGxTxD, 3), (3, 4), (2, 3)), 2, j)
     if spec.alibi_slopes is not None:
       state['alibi_slopes'] -= jnp.sum(d_logits * tile.distance(), axis=(0, 2, 4))
     if spec.bias is not None:
       d_bias = jnp.sum(d_logits, [axis for axis in range(5) if spec.bias.shape[axis] == 1], keepdims=True)
-      state['bias'] = blocks.add(state['bias'], d_bias, i, j, q=4, k=2)
+      strip = cut(state['bias'], 4, i, tiles.q_size)
+      state['bias'] = put(state['bias'], add(strip, d_bias, 2, j), 4, i)
     return state
 
-  state = dict(q=jnp.zeros(q.shape, computed), k=jnp.zeros(k.shape, computed), v=jnp.zeros(v.shape, computed))
-  for name in ('alibi_slopes', 'bias'):
-    if getattr(spec, name) is not None:
-      state[name] = jnp.zeros(getattr(padded, name).shape, computed)
-  state = blocks.each(visit, state)
-  d_q, d_k, d_v = state.pop('q')[..., :blocks.q_len], state.pop('k'), state.pop('v')
+  shapes = {'q': q_BxNxDxGxT.shape, 'k': k_BxNxSxD.shape, 'v': v_BxNxSxD.shape}
+  shapes |= {n: getattr(padded, n).shape for n in ('alibi_slopes', 'bias') if getattr(spec, n) is not None}
+  state = whole.visit(step, {name: jnp.zeros(shape, computed) for name, shape in shapes.items()})
+  d_q = jnp.transpose(state.pop('q')[..., :whole.q_len].astype(dtype), (0, 4, 1, 3, 2))
+  d_k, d_v = (jnp.swapaxes(state.pop(x)[:, :, :whole.kv_len].astype(dtype), 1, 2) for x in 'kv')
   for name, gradient in state.items():
     array = getattr(spec, name)
-    d_spec[name] = lax.slice(gradient, [0] * array.ndim, array.shape).astype(array.dtype)
-  d_k, d_v = (x[:, :, :blocks.kv_len] for x in (d_k, d_v))
-  return d_q.astype(dtype), d_k.astype(dtype), d_v.astype(dtype), dataclasses.replace(spec, **d_spec)
-
-
-def _no_gradient(spec):
-  """None, which stands for a zero gradient, for every array of the spec."""
-  return {f.name: None for f in dataclasses.fields(spec) if not f.metadata.get('static')}
+    gradients[name] = lax.slice(gradient, [0] * array.ndim, array.shape).astype(array.dtype)
+  return d_q, d_k, d_v, dataclasses.replace(spec, **gradients)
 
 
 def _dot(a, b, contract_a, contract_b):

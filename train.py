@@ -9,7 +9,6 @@ command goes on from there.
 import argparse
 import logging
 import os
-import pathlib
 import sys
 
 # transparent huge pages for malloc must be asked for before the process starts.
@@ -20,9 +19,9 @@ def parse(arguments):
   """The known arguments, and the overrides of config keys."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                    allow_abbrev=False)
-  parser.add_argument('--config', required=True, metavar='FILE[:VARIANT]', help='config file, such as configs/quickstart.py')
+  parser.add_argument('--config', required=True, metavar='FILE[:VARIANT]', help='such as configs/quickstart.py')
   parser.add_argument('--workdir', required=True, metavar='DIR', help='run directory; one that holds a run is resumed')
-  parser.add_argument('--stop_after', type=int, default=0, metavar='STEP', help='save and stop after this step (status 75)')
+  parser.add_argument('--stop_after', type=int, default=0, metavar='STEP', help='save and stop after it (status 75)')
   known, rest = parser.parse_known_args(arguments)
   overrides = [argument for argument in rest if argument.startswith('--config.') and '=' in argument]
   if wrong := [argument for argument in rest if argument not in overrides]:

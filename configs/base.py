@@ -76,7 +76,8 @@ def _data():
   data.text_field = 'text'  # jsonl, parquet, huggingface: the field that holds the text
   data.document = 'file'  # text: file (a file is a document) | blank-line (a block between blank lines is)
   data.validation_fraction = 0.05  # share of documents held out, chosen by a hash of their content
-  data.tokenizer = 'sentencepiece-bpe'  # bytes | characters | words | sentencepiece-bpe | sentencepiece-unigram | wordpiece | byte-bpe | file
+  # bytes | characters | words | sentencepiece-bpe | sentencepiece-unigram | wordpiece | byte-bpe | file
+  data.tokenizer = 'sentencepiece-bpe'
   data.tokenizer_path = ''  # tokenizer = file: a sentencepiece .model or a tokenizer.json
   data.vocab_size = 4096  # tokens of a trained tokenizer, special tokens included; words: most frequent are kept
   data.normalization = 'none'  # none | nfc | nfkc | nfkc-lowercase; applied to text before tokenizing
@@ -103,7 +104,7 @@ def _optimizer():
   optimizer.adam_learning_rate = 1e-3  # muon only: peak for embeddings, head and vectors, trained by adamw
   optimizer.schedule = 'cosine'  # constant | linear | cosine | inverse_sqrt | wsd | step | exponential
   optimizer.warmup = duration(100)  # duration: linear to the peak
-  optimizer.decay = duration({'share': 0.2})  # duration: wsd, the final decay; step, exponential: between two multiplications
+  optimizer.decay = duration({'share': 0.2})  # duration: wsd, the final decay; step, exponential: the interval
   optimizer.decay_factor = 0.1  # step, exponential: the learning rate is multiplied by this every `decay`
   optimizer.final_fraction = 0.1  # linear, cosine, wsd: final learning rate / peak
   optimizer.weight_decay = 0.1  # decoupled; on matrices only, never on position tables, norms or biases; adam: none

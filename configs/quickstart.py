@@ -37,5 +37,5 @@ def get_config(variant: str = ''):
     config.train.sample_tokens = 16
     config.optimizer.warmup = 10
   elif variant:
-    raise ValueError(f'configs/quickstart.py has no variant {variant!r}; use configs/quickstart.py or configs/quickstart.py:tiny')
+    raise ValueError(f'configs/quickstart.py has no variant {variant!r}; there is configs/quickstart.py:tiny')
   return config

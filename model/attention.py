@@ -1,4 +1,4 @@
-"""Self-attention with multi-head, grouped-query or multi-query keys. L length, D embed, H heads, G kv_heads, K head_dim."""
+"""Self-attention with many, grouped or one key head. L length, D embed, H heads, G kv_heads, K head_dim."""
 
 import jax
 import jax.numpy as jnp

@@ -1,13 +1,14 @@
-"""The decoder-only family: GPT and LLaMA shapes by configuration. B batch, L length, D embed, V vocab, S cache slots."""
+"""The decoder-only family: GPT and LLaMA shapes by configuration. B batch, L length, D embed, V vocab."""
 
 import dataclasses
 import functools
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from model import counts, layers, positions as pos, stack
+from model import counts, layers, stack
+from model import positions as pos
 from model.attention import Context
 from model.block import Block
 from pallas_kernels import CrossEntropy, linear_cross_entropy
@@ -26,7 +27,8 @@ class Stem(nnx.Module):
     self.position = layers.Embedding('position', model_config, model_config.max_length, ax.LENGTH,
                                      rngs=rngs) if learned else None
     self.final_norm = layers.norm('final_norm', model_config) if pre_norm else None
-    self.head = None if model_config.tie_embeddings else layers.Embedding('head', model_config, vocab, ax.VOCAB, rngs=rngs)
+    tied = model_config.tie_embeddings
+    self.head = None if tied else layers.Embedding('head', model_config, vocab, ax.VOCAB, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

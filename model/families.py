@@ -5,9 +5,12 @@ import jax
 from model import block, decoder, feed_forward, layers, positions, stack
 
 FAMILIES = {'decoder': decoder.create}
-_CHOICES = {'family': tuple(FAMILIES), 'positions': positions.POSITIONS, 'norm': layers.NORMS, 'norm_position': block.NORM_POSITIONS,
-            'activation': tuple(feed_forward.ACTIVATIONS), 'init': layers.INITS, 'layer_loop': stack.LAYER_LOOPS,
-            'remat': stack.REMATS, 'attention_implementation': ('auto', 'reference', 'blockwise')}
+_CHOICES = {
+    'family': tuple(FAMILIES), 'positions': positions.POSITIONS, 'norm': layers.NORMS,
+    'norm_position': block.NORM_POSITIONS, 'activation': tuple(feed_forward.ACTIVATIONS), 'init': layers.INITS,
+    'layer_loop': stack.LAYER_LOOPS, 'remat': stack.REMATS,
+    'attention_implementation': ('auto', 'reference', 'blockwise'),
+}
 
 
 def build(model_config, seed: int = 0):

@@ -6,9 +6,9 @@ Shapes in names: B batch, L length, D embed, V vocab.
 import functools
 import math
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from parallel import axes as ax
 

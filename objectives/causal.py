@@ -16,8 +16,8 @@ def loss(objective_config, model):
     model: a model with `hidden` and `cross_entropy`.
 
   Returns:
-    loss(params, batch, rng): batch holds int32 [B, R] `tokens`, `segment_ids`, `positions`; rng is a PRNG key for dropout
-    or None. A target counts where it continues the segment of its input. The result is the mean over counted
+    loss(params, batch, rng): batch holds int32 [B, R] `tokens`, `segment_ids`, `positions`; rng is a PRNG key for
+    dropout or None. A target counts where it continues the segment of its input. The result is the mean over counted
     tokens, label smoothing and z-loss included, and a dict of float32 sums over counted tokens, plain
     cross-entropy: `loss` in nats, `tokens`, `correct`.
   """

@@ -2,8 +2,14 @@
 
 from parallel.compiling import compile_evaluation, compile_step
 from parallel.mesh import check_mesh, make_mesh
-from parallel.rules import (ZERO_STAGES, batch_sharding, data_parallel_size, parameter_rules, parameter_shardings,
-                            state_shardings, table)
+from parallel.rules import (
+                            batch_sharding,
+                            data_parallel_size,
+                            describe,
+                            parameter_rules,
+                            parameter_shardings,
+                            state_shardings,
+)
 
-__all__ = ['ZERO_STAGES', 'batch_sharding', 'check_mesh', 'compile_evaluation', 'compile_step', 'data_parallel_size',
-           'make_mesh', 'parameter_rules', 'parameter_shardings', 'state_shardings', 'table']
+__all__ = ['batch_sharding', 'check_mesh', 'compile_evaluation', 'compile_step', 'data_parallel_size', 'describe',
+           'make_mesh', 'parameter_rules', 'parameter_shardings', 'state_shardings']

@@ -81,11 +81,12 @@ def parameter_shardings(params, logical_axes, mesh: Mesh, zero_stage: int):
   return jax.tree_util.tree_map_with_path(sharding, params, logical_axes)
 
 
-def table(params, shardings) -> list[tuple[str, tuple[int, ...], str]]:
-  """One row a parameter, for printing: path, shape, PartitionSpec."""
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  return [(jax.tree_util.keystr(path, simple=True, separator='/'), leaf.shape, str(sharding.spec))
-          for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings))]
+def describe(params, shardings) -> str:
+  """The resolved layout for printing, a line a parameter: path, shape, mesh axes of each dimension."""
+  rows = [(jax.tree_util.keystr(path, simple=True, separator='/'), str(leaf.shape), ', '.join(map(str, sharding.spec)))
+          for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings))]
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  return '\n'.join(f'{path:<{widths[0]}}  {shape:<{widths[1]}}  {spec}'.rstrip() for path, shape, spec in rows)
 
 
 def _spec(axes, rules: Rules, name: str) -> PartitionSpec:

@@ -10,7 +10,9 @@ import jax
 
 import data
 import parallel
-from training import evaluation, hardware, metrics as metrics_lib, params as params_lib
+from training import evaluation, hardware
+from training import metrics as metrics_lib
+from training import params as params_lib
 from training.program import Program
 from training.state import TrainState
 
@@ -156,12 +158,12 @@ class Loop:
   def _count_bad_step(self, step, metrics):
     self.progress.bad_steps += 1
     self.progress.bad_in_a_row += 1
-    self.console.message(f'step {step:,}: loss {metrics["total_loss"]} and gradient norm {metrics["grad_norm"]} are not '
-                         f'both finite; the step was skipped ({self.progress.bad_in_a_row} in a row)')
+    self.console.message(f'step {step:,}: loss {metrics["total_loss"]} and gradient norm {metrics["grad_norm"]} are '
+                         f'not both finite; the step was skipped ({self.progress.bad_in_a_row} in a row)')
     if self.progress.bad_in_a_row >= self.config.train.max_bad_steps:
       raise TrainingAborted(
-          f'{self.progress.bad_in_a_row} steps in a row were not finite (train.max_bad_steps), up to step {step}; lower '
-          'optimizer.learning_rate, lengthen optimizer.warmup or set optimizer.clip_norm, and look at '
+          f'{self.progress.bad_in_a_row} steps in a row were not finite (train.max_bad_steps), up to step {step}; '
+          'lower optimizer.learning_rate, lengthen optimizer.warmup or set optimizer.clip_norm, and look at '
           f'metrics.jsonl; the last checkpoint is of step {self._saved_step}')
 
   def _log(self, step, metrics):

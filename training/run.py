@@ -11,9 +11,13 @@ import jax
 import data
 import model as model_lib
 import objectives
+import parallel
 from data import tokenizers
-from training import checkpoints as checkpoints_lib, configs, metrics as metrics_lib, plots, program as program_lib
-from training import console as console_lib, runs, signals, validation
+from training import checkpoints as checkpoints_lib
+from training import configs, plots, runs, signals, validation
+from training import console as console_lib
+from training import metrics as metrics_lib
+from training import program as program_lib
 from training.loop import Loop, Progress
 
 # What a run may change when it goes on: how it is watched and where it is computed, not what it computes.
@@ -51,6 +55,9 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
     rows = config.data.batch_tokens // config.data.sequence_length
     program = program_lib.build(config, epoch_steps=dataset.num_rows / rows)
     console.message(describe_program(config, program))
+    if program.mesh.size > 1:
+      params = program.abstract_state.params
+      console.message(parallel.describe(params, jax.tree.map(lambda leaf: leaf.sharding, params)))
     checkpoints = stack.enter_context(checkpoints_lib.Checkpoints(workdir / 'checkpoints', config.train.keep_last))
     batches = data.train_batches(dataset, rows, config.seed)
     stack.callback(batches.close)
@@ -126,7 +133,7 @@ def _with_params(state, abstract_state, run):
   """The state with the parameters of another run, which must have the same names and shapes."""
   shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
   if shapes(run.params) != shapes(state.params):
-    raise configs.ConfigError(f'init_from={run.workdir}: its parameters do not have the shapes of this config\'s model; '
+    raise configs.ConfigError(f'init_from={run.workdir}: its parameters do not have the shapes of this model; '
                               f'compare {run.workdir}/config.json with the model group, data.tokenizer included')
   place = lambda abstract: jax.tree.map(lambda leaf, spec: jax.device_put(leaf, spec.sharding), run.params, abstract)
   ema = None if state.ema is None else place(abstract_state.ema)
@@ -141,8 +148,8 @@ def _check_same_run(config, workdir) -> None:
   changed = [key for key in new if old[key] != new[key] and not key.startswith(_MAY_CHANGE)]
   if changed:
     words = '; '.join(f'{key} was {old[key]!r} and is {new[key]!r}' for key in changed)
-    raise configs.ConfigError(f'{workdir} holds a run of another config: {words}. Give the same values to resume it, or '
-                              'another --workdir to start a new run')
+    raise configs.ConfigError(f'{workdir} holds a run of another config: {words}. Give the same values to resume it, '
+                              'or another --workdir to start a new run')
 
 
 def _flat(values: dict, prefix: str = '') -> dict:

@@ -11,7 +11,7 @@ def make_step(loss, optimizer, schedule, *, seed: int, accumulation_steps: int =
   """Builds `step(state, batch) -> (state, metrics)`.
 
   Args:
-    loss: `loss(params, batch, rng) -> (mean over counted tokens, sums)`, as objectives and their transformations give it.
+    loss: `loss(params, batch, rng) -> (mean over counted tokens, sums)`, an objective's, transformed or not.
     optimizer: an optax GradientTransformation.
     schedule: learning rate by number of updates, for the metrics.
     seed: dropout keys follow from it and the number of updates.
@@ -31,13 +31,16 @@ def make_step(loss, optimizer, schedule, *, seed: int, accumulation_steps: int =
     (total_loss, sums), grads = accumulate(gradient, accumulation_steps)(state.params, batch, key)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(total_loss) & jnp.isfinite(grad_norm)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = None if state.ema is None else _average(state.ema, params, ema_decay, state.updates)
-    new_state = TrainState(state.updates + 1, params, opt_state, ema)
     metrics = {**sums, 'total_loss': total_loss, 'grad_norm': grad_norm, 'finite': finite.astype(jnp.float32),
                'learning_rate': jnp.asarray(schedule(state.updates), jnp.float32)}
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state), metrics
+    # A branch and not a select: the update then happens in the donated buffers, without copies of the moments.
+    return jax.lax.cond(finite, update, lambda state, grads: state, state, grads), metrics
+
+  def update(state: TrainState, grads) -> TrainState:
+    changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, changes)
+    ema = None if state.ema is None else _average(state.ema, params, ema_decay, state.updates)
+    return TrainState(state.updates + 1, params, opt_state, ema)
 
   return step
 

@@ -2,13 +2,14 @@
 
 import re
 
-from configs import base
 import jax
 import jax.numpy as jnp
-import model as model_lib
-import objectives
 import pytest
 from jax.extend import core
+
+import model as model_lib
+import objectives
+from configs import base
 
 
 def matmul_scopes(jaxpr, outer=''):

@@ -1,0 +1,107 @@
+"""The causal loss: what counts, and that packing, padding and the order of rows change nothing."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import model as model_lib
+import objectives
+from configs import base
+
+VOCAB = 64
+
+
+@pytest.fixture(scope='module')
+def parts():
+  config = base.get_config()
+  config.model.update({'vocab_size': VOCAB, 'num_layers': 2, 'embed_dim': 32, 'init_scale': 0.2})
+  model, params = model_lib.build(config.model)
+  return config, model, params
+
+
+def batch_of(*rows):
+  """Rows of documents (lists of token ids), packed and padded to 24 slots."""
+  packed = np.zeros((3, len(rows), 24), np.int32)
+  for i, documents in enumerate(rows):
+    start = 0
+    for segment, document in enumerate(documents, 1):
+      end = start + len(document)
+      packed[:, i, start:end] = document, [segment] * len(document), range(len(document))
+      start = end
+  return dict(zip(('tokens', 'segment_ids', 'positions'), jnp.asarray(packed)))
+
+
+def documents(*lengths):
+  return [np.random.default_rng(n).integers(0, VOCAB, n).tolist() for n in lengths]
+
+
+def value_and_gradient(parts, batch, objective_config=None):
+  config, model, params = parts
+  loss = objectives.loss(objective_config or config.objective, model)
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch, None)
+
+
+def test_packed_documents_have_the_loss_and_gradient_of_documents_alone(parts):
+  one, two, three = documents(7, 10, 5)
+  (packed, packed_sums), packed_gradient = value_and_gradient(parts, batch_of([one, two, three]))
+  (alone, alone_sums), alone_gradient = value_and_gradient(parts, batch_of([three], [one], [two]))
+  assert float(packed_sums['tokens']) == float(alone_sums['tokens']) == 6 + 9 + 4
+  np.testing.assert_allclose(packed, alone, rtol=1e-6)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), packed_gradient, alone_gradient)
+
+
+def test_loss_is_the_mean_negative_log_probability_of_the_next_token(parts):
+  _, model, params = parts
+  [document] = documents(9)
+  (loss, sums), _ = value_and_gradient(parts, batch_of([document]))
+  tokens = jnp.asarray([document])
+  logits = model.logits(params, model.hidden(params, tokens, jnp.arange(9)[None], jnp.ones((1, 9), jnp.int32)))[0]
+  probabilities = np.exp(np.asarray(logits, np.float64))
+  probabilities /= probabilities.sum(-1, keepdims=True)
+  expected = -np.log(probabilities[np.arange(8), document[1:]])
+  np.testing.assert_allclose(loss, expected.mean(), rtol=1e-5)
+  np.testing.assert_allclose(sums['loss'], expected.sum(), rtol=1e-5)
+  assert float(sums['correct']) == (probabilities[:-1].argmax(-1) == document[1:]).sum()
+
+
+def test_an_untrained_model_is_uniform():
+  config = base.get_config()
+  config.model.update({'vocab_size': VOCAB, 'num_layers': 2, 'embed_dim': 32, 'init_scale': 1e-3})
+  (loss, _), _ = value_and_gradient((config, *model_lib.build(config.model)), batch_of(documents(20)))
+  assert float(loss) == pytest.approx(math.log(VOCAB), rel=1e-3)
+
+
+def test_a_batch_of_padding_has_no_loss_and_no_gradient(parts):
+  (loss, sums), gradient = value_and_gradient(parts, batch_of([], []))
+  assert float(loss) == 0 and float(sums['tokens']) == 0
+  assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(gradient))
+
+
+def test_smoothing_and_z_loss_change_what_is_minimised_but_not_what_is_reported(parts):
+  config = parts[0]
+  batch = batch_of(documents(12, 9))
+  (plain, plain_sums), _ = value_and_gradient(parts, batch)
+  for changes in ({'label_smoothing': 0.1}, {'z_loss': 0.01}):
+    objective_config = config.objective.copy_and_resolve_references()
+    objective_config.update(changes)
+    (loss, sums), _ = value_and_gradient(parts, batch, objective_config)
+    assert abs(float(loss) - float(plain)) > 1e-3
+    np.testing.assert_allclose(sums['loss'], plain_sums['loss'], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'name': 'masked'}, 'choose one of causal'),
+    ({'z_loss': -1.0}, 'not be negative'),
+    ({'label_smoothing': 1.0}, 'below 1'),
+  ],
+)
+def test_mistakes_are_refused_in_words(changes, words):
+  config = base.get_config()
+  config.objective.update(changes)
+  with pytest.raises(ValueError, match=words):
+    objectives.check(config.objective)

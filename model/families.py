@@ -27,7 +27,7 @@ def build(model_config, seed: int = 0):
     ValueError: the config is inconsistent.
   """
   model = create(model_config)
-  return model, jax.jit(model.init)(jax.random.key(seed))
+  return model, model.init(jax.random.key(seed))
 
 
 def create(model_config):

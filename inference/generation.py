@@ -90,9 +90,9 @@ def generate(run, prompts: Sequence[str], *, max_new_tokens: int = 64, temperatu
 
 def sample_texts(model, params, tokenizer, prompts: Sequence[str], max_new_tokens: int, seed: int) -> list[str]:
   """Continuations at temperature 0.8 as texts, for samples during training."""
-  run = _Run(model, params, tokenizer)
-  return [generation.text for generation in generate(run, prompts, max_new_tokens=max_new_tokens, temperature=0.8,
-                                                     seed=seed)]
+  generations = generate(_Run(model, params, tokenizer), prompts, max_new_tokens=max_new_tokens, temperature=0.8,
+                         seed=seed)
+  return [generation.text for generation in generations]
 
 
 @dataclasses.dataclass(frozen=True)

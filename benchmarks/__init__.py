@@ -1,1 +1,1 @@
-"""Measurements behind the figures of the README; run from the root: `python -m benchmarks.NAME`, results in results/."""
+"""Measurements behind the figures of the README, run from the root: `python -m benchmarks.NAME`; results/ has them."""

@@ -1,36 +1,41 @@
-"""bfloat16 as a transformation: the rules of matmuls."""
+"""bfloat16 as a transformation: the rules."""
+
+import jax.numpy as jnp
 
 from precision import matmul
 from precision.lazy import bind
 from precision.rewrite import rewrite
-import jax.numpy as jnp
 
 
 def bf16(fn):
-  """Mixed precision for any function, as autocast does, ahead of time.
+  """Mixed precision for any function: what autocast does, ahead of time.
 
-  Matmuls take bfloat16 operands and accumulate in float32, forward and backward; what flows from one to the next is
-  bfloat16, also in what is kept for the backward pass; reductions, norms, softmax and losses stay float32.
-  Recurses into jit, scan, remat, cond, while. Functions with a `jax.custom_vjp` stay as they are and are given bfloat16 where
-  matmuls feed them. 
+  Matmuls take bfloat16 operands and accumulate in float32, forward and backward. What matmuls produce, and sums of it
+  such as the residual stream, is kept for the backward pass in bfloat16. Elementwise mathematics, reductions, norms, softmax
+  and losses are computed in float32. Recurses into jit, scan, remat, cond, while and `jax.custom_jvp`; the Python
+  functions behind a `jax.custom_vjp` are called again as they are, with bfloat16 where matmuls feed them.
 
   Args:
     fn: any function of pytrees of arrays.
 
   Returns:
-    A function with the same arguments and outputs, in the same dtypes, differentiable in reverse mode.
+    A function with the arguments, the outputs and the dtypes of `fn`, differentiable in reverse mode. Gradients have
+    the dtypes of the arguments.
   """
   return rewrite(fn, RULES)
 
 
 def _dot_general(name_stack, eqn, inputs):
-  if not all(var.aval.dtype in (jnp.float32, jnp.bfloat16) for var in (*eqn.invars, *eqn.outvars)):
+  del name_stack
+  if any(var.aval.dtype not in (jnp.float32, jnp.bfloat16) for var in (*eqn.invars, *eqn.outvars)):
     return bind(eqn, inputs)
-  return [matmul.dot_general(*inputs, eqn.params['dimension_numbers'], eqn.params['out_sharding'])]
+  product = matmul.dot_general(*inputs, eqn.params['dimension_numbers'], eqn.params['out_sharding'])
+  return [product.astype(eqn.outvars[0].aval.dtype)]
 
 
 def _gather(name_stack, eqn, inputs):
-  """Rows looked up in a table, such as an embedding, are where activations begin."""
+  """As it was; a rule makes an activation of what is looked up, such as the rows of an embedding."""
+  del name_stack
   return bind(eqn, inputs)
 
 

@@ -31,6 +31,35 @@ def call_again(eqn, inputs) -> list:
     return bind(eqn, inputs)
 
 
+def rewritten(rewriter, eqn, inputs, path) -> list:
+  """Evaluates a `custom_jvp_call` equation and, when differentiated, the transpose of its own rule, both rewritten."""
+  differentiable = [jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in eqn.invars]
+
+  def run(fn, *args):
+    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+    return jax.tree.unflatten(jax.tree.structure(shapes),
+                              rewriter.run(closed.jaxpr, closed.consts, jax.tree.leaves(args), path))
+
+  def gradients(inputs, cotangents):
+    def fn(*floats):
+      floats = iter(floats)
+      return bind(eqn, [next(floats) if is_float else x for x, is_float in zip(inputs, differentiable)])
+    floats = [x for x, is_float in zip(inputs, differentiable) if is_float]
+    return jax.vjp(fn, *floats)[1](cotangents)
+
+  @jax.custom_vjp
+  def call(*inputs):
+    jaxpr = eqn.params['call_jaxpr']
+    return rewriter.run(getattr(jaxpr, 'jaxpr', jaxpr), getattr(jaxpr, 'consts', ()), inputs, path)
+
+  def backward(inputs, cotangents):
+    floats = iter(run(gradients, inputs, cotangents))
+    return tuple(next(floats) if is_float else None for is_float in differentiable)
+
+  call.defvjp(lambda *inputs: (call(*inputs), inputs), backward)
+  return call(*inputs)
+
+
 def _python_functions(params):
   """The forward and backward functions of `jax.custom_vjp.defvjp` with static arguments filled in, and the structure
   of their arguments; None unless they are wrapped just as `jax.custom_vjp.__call__` wraps them."""

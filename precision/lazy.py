@@ -1,89 +1,143 @@
-"""Elementwise expressions that wait until something needs their value."""
+"""The values that a rewritten function computes with: arrays, activations, and expressions that wait.
 
-import collections
+Three kinds of value stand for a float32 value of the original function: an array in its own dtype; an `Activation`,
+used as float32 and kept as bfloat16; and a `Lazy` elementwise expression, evaluated where it is needed. Besides, a
+bfloat16 array may stand for it where the original was float32: what a function with its own derivative returned.
+"""
+
+from typing import NamedTuple
 
 import jax
+from jax import lax
 import jax.numpy as jnp
+
+from precision import primitives
+
+
+class Activation(NamedTuple):
+  """What a matmul or a sum of such produced: float32 mathematics continues from `exact`; matmuls, and the derivatives
+  of float32 mathematics, take `rounded`. Only the latter lives from the forward to the backward pass."""
+
+  exact: jax.Array
+  rounded: jax.Array
+
+
+def activation(exact) -> Activation:
+  return Activation(exact, exact.astype(jnp.bfloat16))
 
 
 class Lazy:
-  """One elementwise equation of float32 mathematics, not evaluated yet.
+  """Output `index` of an elementwise equation, or one that rearranges elements, not evaluated yet.
 
-  Inputs are arrays or other `Lazy` nodes. An array of bfloat16 where the equation says float32 is an activation that
-  was rounded to be kept; an expression with such a root is an activation too (`is_activation`), and is rounded when
-  it is kept. `roots` are those arrays.
+  `roots` are the activations it starts from; `linear` says whether it is a linear function of them.
   """
 
-  def __init__(self, scope, eqn, inputs):
-    self.scope, self.eqn, self.inputs, self.value = scope, eqn, inputs, None
-    self.aval = eqn.outvars[0].aval
-    self.roots = {}
-    self.size = 1
+  def __init__(self, scope, eqn, inputs, index=0):
+    self.scope, self.eqn, self.inputs, self.index = scope, eqn, inputs, index
+    self.aval = eqn.outvars[index].aval
+    self.roots, self.size, self.activation = {}, 1, None
     for value, var in zip(inputs, eqn.invars):
       if isinstance(value, Lazy):
         self.roots.update(value.roots)
         self.size += value.size
-      elif is_activation(value, var.aval):
+      elif is_rounded(value, var):
         self.roots[id(value)] = value
-
-  @property
-  def is_activation(self):
-    return bool(self.roots) and self.aval.dtype == jnp.float32
+    rooted = [is_active(value, var) for value, var in zip(inputs, eqn.invars)]
+    self.linear = (primitives.is_linear(eqn.primitive.name, rooted)
+                   and all(value.linear for value in inputs if isinstance(value, Lazy)))
 
   def evaluate(self):
-    """The value in the equation's own dtype. What its derivative needs is computed again from the roots, so that
-    the backward pass keeps those, in bfloat16, and not the float32 intermediates."""
+    """The value as the original function would have it; its derivative is computed again, from rounded roots."""
+    if self.activation is not None:
+      return self.activation.exact
     order, leaves = _collect(self)
-    arrays = list(leaves.values())
+    pairs = [leaf if isinstance(leaf, Activation) else (leaf, leaf) for leaf in leaves.values()]
+    exact, rounded = zip(*pairs) if pairs else ((), ())
 
     def expression(*arrays):
       known = dict(zip(leaves, arrays))
       for node in order:
-        inputs = [known.get(id(x), x) for x in node.inputs]
         with node.eqn.ctx.manager, jax.named_scope(node.scope):
-          known[id(node)], = bind(node.eqn, inputs)
+          known[id(node)] = bind(node.eqn, [known.get(id(x), x) for x in node.inputs])[node.index]
       return known[id(self)]
 
-    return (jax.checkpoint(expression, prevent_cse=False) if self.roots else expression)(*arrays)
+    return expression(*exact) if self.linear else _recomputed(expression)(exact, rounded)
 
-  def kept(self):
-    """The value as it is kept for others: activations in bfloat16."""
-    if self.value is None:
-      value = self.evaluate()
-      self.value = value.astype(jnp.bfloat16) if self.is_activation else value
-    return self.value
-
-
-def is_activation(value, aval) -> bool:
-  """Whether an array stands, rounded to bfloat16, for a float32 value of the original function."""
-  return getattr(value, 'dtype', None) == jnp.bfloat16 and aval.dtype == jnp.float32
+  def activate(self):
+    """The value as an activation, computed once."""
+    if self.activation is None:
+      self.activation = activation(self.evaluate())
+    return self.activation
 
 
-def exact(value, aval):
-  """The array in the dtype that the original function gave it."""
-  return value.astype(aval.dtype) if is_activation(value, aval) else value
+def _recomputed(expression):
+  """`expression` of arrays, with a derivative that is computed again from rounded ones."""
+
+  @jax.custom_vjp
+  def evaluate(exact, rounded):
+    del rounded
+    return expression(*exact)
+
+  def forward(exact, rounded):
+    return expression(*exact), (rounded, [jnp.zeros((0,), x.dtype) for x in exact])
+
+  def backward(residuals, cotangent):
+    # Without the barrier XLA recognises the forward pass's values and keeps them, in float32.
+    rounded = lax.optimization_barrier(residuals[0])
+    arrays = [x.astype(like.dtype) for x, like in zip(rounded, residuals[1])]
+    return tuple(jax.vjp(expression, *arrays)[1](cotangent)), None
+
+  evaluate.defvjp(forward, backward)
+  return evaluate
+
+
+def is_rounded(value, var) -> bool:
+  """Whether a value is an activation of the original function's float32 variable `var`, as it is kept."""
+  return isinstance(value, Activation) or (getattr(value, 'dtype', None) == jnp.bfloat16
+                                           and var.aval.dtype == jnp.float32)
+
+
+def is_active(value, var) -> bool:
+  return bool(value.roots) if isinstance(value, Lazy) else is_rounded(value, var)
+
+
+def exact(value, var):
+  """The value as an array in the dtype of the original function's variable."""
+  if isinstance(value, Lazy):
+    value = value.evaluate()
+  elif isinstance(value, Activation):
+    value = value.exact
+  return value.astype(var.aval.dtype) if is_rounded(value, var) else value
+
+
+def kept(value, var):
+  """The value as an array for matmuls and opaque functions: activations in bfloat16."""
+  if isinstance(value, Lazy):
+    value = value.activate() if value.roots and var.aval.dtype == jnp.float32 else value.evaluate()
+  return value.rounded if isinstance(value, Activation) else value
 
 
 def bind(eqn, inputs) -> list:
-  """Evaluates one equation as the original function would; returns the list of its outputs."""
-  inputs = [exact(value, var.aval) for value, var in zip(inputs, eqn.invars)]
+  """Evaluates one equation on arrays as the original function would; returns the list of its outputs."""
+  inputs = [value.astype(var.aval.dtype) if is_rounded(value, var) else value
+            for value, var in zip(inputs, eqn.invars)]
   outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
   return list(outputs) if eqn.primitive.multiple_results else [outputs]
 
 
 def _collect(root):
-  """Unevaluated nodes under `root` in order of evaluation, and the arrays they start from by id."""
-  order, leaves, seen = [], collections.OrderedDict(), set()
+  """Unevaluated nodes under `root` in order of evaluation, and the values they start from by id."""
+  order, leaves, seen = [], {}, set()
 
   def visit(node):
     seen.add(id(node))
     for value in node.inputs:
-      if isinstance(value, Lazy) and value.value is None:
-        if id(value) not in seen:
+      if isinstance(value, Lazy):
+        if value.activation is not None:
+          leaves[id(value)] = value.activation
+        elif id(value) not in seen:
           visit(value)
-      elif isinstance(value, Lazy):
-        leaves[id(value)] = value.value
-      elif isinstance(value, jax.Array):
+      elif isinstance(value, (jax.Array, Activation)):
         leaves[id(value)] = value
     order.append(node)
 

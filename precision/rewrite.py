@@ -5,9 +5,10 @@ The function is traced to a jaxpr, which is evaluated again. A rule takes over t
     rule(name_stack, eqn, inputs) -> list of outputs
 
 `name_stack` is the path of the equation, such as 'decoder/block/mlp/up', by which a rule can select modules; `inputs`
-are arrays, of which activations (values that matmuls produced) come in bfloat16 and all else in the dtype of the
-original function. A rule returns what it computed, in float32; the rewriting decides what is kept in bfloat16:
-whatever flows on to another matmul. Between the rules float32 mathematics is left as it was (see `lazy`).
+are arrays: activations (what matmuls produced and float32 mathematics made of it) in bfloat16, all else in the
+dtype of the original function. A rule returns what it computed in the dtypes of the original function. Between the
+equations that rules take, float32 mathematics is left as it was, but that its derivatives start from the rounded
+activations (see `lazy`).
 """
 
 import collections
@@ -17,9 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from precision import control_flow, primitives
-from precision.lazy import Lazy, bind, exact, is_activation
+from precision.lazy import Lazy, activation, bind, exact, is_active, kept
 
-MAX_EXPRESSION = 64  # nodes: beyond it, keeping a value is cheaper than computing it again
+MAX_EXPRESSION = 64  # equations: beyond it, keeping a value is cheaper than computing it again
 
 
 def rewrite(fn, rules):
@@ -32,11 +33,11 @@ def rewrite(fn, rules):
   Returns:
     A function with the arguments, outputs and dtypes of `fn`.
   """
+
   @functools.wraps(fn)
   def rewritten(*args, **kwargs):
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args, **kwargs)
-    rewriter = Rewriter(rules)
-    outputs = rewriter.run(closed.jaxpr, closed.consts, jax.tree.leaves((args, kwargs)))
+    outputs = Rewriter(rules).run(closed.jaxpr, closed.consts, jax.tree.leaves((args, kwargs)))
     return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
   return rewritten
@@ -49,90 +50,62 @@ class Rewriter:
     self.rules = rules
 
   def run(self, jaxpr, consts, inputs, path=''):
-    """Evaluates a whole function: outputs in its own dtypes."""
+    """Evaluates a whole function on arrays: outputs are arrays in its own dtypes."""
     outputs = self.evaluate(jaxpr, consts, inputs, [False] * len(jaxpr.outvars), path)
-    return [exact(value, var.aval) for value, var in zip(outputs, jaxpr.outvars)]
+    return [exact(value, var) for value, var in zip(outputs, jaxpr.outvars)]
 
   def evaluate(self, jaxpr, consts, inputs, flowing_outputs, path='', scope=''):
-    """Evaluates a jaxpr: outputs are arrays, activations among them in bfloat16 where `flowing_outputs` says so.
+    """Evaluates a jaxpr on values (see `lazy`) and returns values.
 
     Args:
-      jaxpr, consts, inputs: what to evaluate; inputs are arrays or `Lazy`.
-      flowing_outputs: for each output whether it may reach a matmul.
+      jaxpr, consts, inputs: what to evaluate.
+      flowing_outputs: for each output whether a matmul may follow.
       path: name stack of the equation that holds the jaxpr, from the outermost function on.
       scope: the same, from the innermost traced function on: what JAX does not add by itself.
     """
     flowing = primitives.flowing(jaxpr, flowing_outputs)
-    uses = collections.Counter(var for eqn in jaxpr.eqns for var in eqn.invars if not primitives.is_literal(var))
-    uses.update(var for var in jaxpr.outvars if not primitives.is_literal(var))
+    uses = collections.Counter(var for holder in (*jaxpr.eqns, jaxpr) for var in _variables(holder))
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs]))
     read = lambda var: var.val if primitives.is_literal(var) else env[var]
     for eqn in jaxpr.eqns:
       stack = str(eqn.source_info.name_stack)
       outputs = self._equation(eqn, [read(var) for var in eqn.invars], flowing, join(path, stack), join(scope, stack))
       for var, value in zip(eqn.outvars, outputs):
-        if isinstance(value, Lazy) and value.is_activation and len(value.roots) > 1 and uses[var] > 1:
-          value = value.kept()
-        env[var] = value
-    return [value.kept() if isinstance(value, Lazy) and flows else value.evaluate() if isinstance(value, Lazy) else value
-            for value, flows in zip(map(read, jaxpr.outvars), flowing_outputs)]
+        env[var] = _settled(value, var, uses[var], var in flowing)
+    return [read(var) for var in jaxpr.outvars]
 
   def _equation(self, eqn, inputs, flowing, path, scope):
-    name = eqn.primitive.name
-    if name in control_flow.HANDLERS and (handled := control_flow.HANDLERS[name]):
-      return handled(self, eqn, inputs, flowing, path, scope)
-    if name in self.rules:
-      outputs = self._scoped(scope, eqn, self.rules[name], path, eqn, [kept(x) for x in inputs])
-      return [_round(value, var, flowing) for value, var in zip(outputs, eqn.outvars)]
-    if _is_lazy(eqn, inputs):
-      node = Lazy(scope, eqn, inputs)
-      if node.size > MAX_EXPRESSION:
-        node.kept()
-      return [node]
-    if name in primitives.MOVEMENT and any(_activation(x, v) for x, v in zip(inputs, eqn.invars)):
-      return self._scoped(scope, eqn, _move, eqn, [kept(x) for x in inputs])
-    if len(eqn.outvars) == 1 and any(isinstance(x, Lazy) and x.roots for x in inputs):
+    if handler := control_flow.handler(eqn):
+      return handler(self, eqn, inputs, flowing, path, scope)
+    active = any(is_active(value, var) for value, var in zip(inputs, eqn.invars))
+    if active and primitives.is_cheap(eqn) or eqn.primitive.name == 'broadcast_in_dim':
+      return [Lazy(scope, eqn, inputs, index) for index in range(len(eqn.outvars))]
+    rule = self.rules.get(eqn.primitive.name)
+    if active and len(eqn.outvars) == 1 and not rule:
       return [Lazy(scope, eqn, inputs).evaluate()]
-    return self._scoped(scope, eqn, bind, eqn, [value.evaluate() if isinstance(value, Lazy) else value
-                                                for value in inputs])
-
-  def _scoped(self, scope, eqn, call, *args):
+    arrays = [(kept if rule else exact)(value, var) for value, var in zip(inputs, eqn.invars)]
     with eqn.ctx.manager, jax.named_scope(scope):
-      return call(*args)
-
-
-def kept(value):
-  return value.kept() if isinstance(value, Lazy) else value
+      if not rule:
+        return bind(eqn, arrays)
+      return [activation(value) if var in flowing and var.aval.dtype == jnp.float32 else value
+              for value, var in zip(rule(path, eqn, arrays), eqn.outvars)]
 
 
 def join(outer, inner) -> str:
   return f'{outer}/{inner}' if outer and inner else outer or inner
 
 
-def _activation(value, var) -> bool:
-  return value.is_activation if isinstance(value, Lazy) else is_activation(value, var.aval)
+def _variables(holder):
+  """The variables that an equation reads, or a jaxpr returns."""
+  variables = holder.invars if hasattr(holder, 'primitive') else holder.outvars
+  return [var for var in variables if not primitives.is_literal(var)]
 
 
-def _round(value, var, flowing):
-  if var in flowing and var.aval.dtype == jnp.float32 and value.dtype == jnp.float32:
-    return value.astype(jnp.bfloat16)
+def _settled(value, var, num_uses, flows):
+  """Ends an expression where keeping its value costs less than keeping what it starts from."""
+  if not isinstance(value, Lazy) or not value.roots or var.aval.dtype != jnp.float32:
+    return value
+  if num_uses > 1 and len(value.roots) > 1 or value.size > MAX_EXPRESSION:
+    return value.activate() if flows else value.evaluate()
   return value
 
-
-def _is_lazy(eqn, inputs) -> bool:
-  name = eqn.primitive.name
-  if len(eqn.outvars) != 1:
-    return False
-  if name == 'broadcast_in_dim':
-    return True
-  if name in primitives.ELEMENTWISE or (name == 'custom_jvp_call' and not any(
-      map(primitives.has_matmul, primitives.inner_jaxprs(eqn)))):
-    return any(_activation(x, v) or isinstance(x, Lazy) and x.roots for x, v in zip(inputs, eqn.invars))
-  return name in primitives.MOVEMENT and any(isinstance(x, Lazy) and x.roots for x in inputs)
-
-
-def _move(eqn, inputs):
-  """Rearranges activations without leaving bfloat16; what comes beside them is rounded too."""
-  inputs = [x.astype(jnp.bfloat16) if v.aval.dtype == jnp.float32 else x for x, v in zip(inputs, eqn.invars)]
-  outputs = eqn.primitive.bind(*inputs, **eqn.params)
-  return list(outputs) if eqn.primitive.multiple_results else [outputs]

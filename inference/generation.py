@@ -72,9 +72,12 @@ def generate(run, prompts: Sequence[str], *, max_new_tokens: int = 64, temperatu
   """
   _check(prompts, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, num_beams, seed, on_tokens)
   tokenizer = run.tokenizer
-  # Documents begin with EOS in training: it tells the model that nothing stands before the prompt.
-  ids = [[tokenizer.eos_id, *map(int, tokenizer.encode(prompt))] for prompt in prompts]
-  _check_length(run.model.config, ids, max_new_tokens)
+  ids = _encode(tokenizer, prompts)
+  if max_new_tokens > (room := _room(run.model.config, ids)):
+    advice = f'ask for at most {room} new tokens' if room > 0 else 'shorten it'
+    raise ValueError(f'the longest prompt has {max(map(len, ids))} tokens, with the mark that begins a document; '
+                     f'{max_new_tokens} new ones do not fit into the {run.model.config.max_length} positions that the '
+                     f'model learned: {advice}')
   vocabulary = decode.Vocabulary(tokenizer.vocab_size, tokenizer.eos_id if stop_at_eos else -1)
   request = _Request(run.model, run.model.unstacked(run.params), vocabulary, ids, max_new_tokens)
   penalty = None if repetition_penalty == 1.0 else repetition_penalty
@@ -89,7 +92,8 @@ def generate(run, prompts: Sequence[str], *, max_new_tokens: int = 64, temperatu
 
 
 def sample_texts(model, params, tokenizer, prompts: Sequence[str], max_new_tokens: int, seed: int) -> list[str]:
-  """Continuations at temperature 0.8 as texts, for samples during training."""
+  """Continuations at temperature 0.8 as texts, for samples during training; they end where learned positions do."""
+  max_new_tokens = min(max_new_tokens, max(1, _room(model.config, _encode(tokenizer, prompts))))
   generations = generate(_Run(model, params, tokenizer), prompts, max_new_tokens=max_new_tokens, temperature=0.8,
                          seed=seed)
   return [generation.text for generation in generations]
@@ -169,11 +173,13 @@ def _check(prompts, max_new_tokens, temperature, top_k, top_p, min_p, repetition
     raise ValueError(f'num_beams is {num_beams}, but beam search knows no token before the last: leave out on_tokens')
 
 
-def _check_length(model_config, prompts, max_new_tokens):
-  longest = max(map(len, prompts), default=0)
-  # The last new token is never read, so it needs no position.
-  if model_config.positions == 'learned' and longest + max_new_tokens - 1 > model_config.max_length:
-    room = model_config.max_length - longest + 1
-    advice = f'ask for at most {room} new tokens' if room > 0 else 'shorten it'
-    raise ValueError(f'the longest prompt has {longest} tokens, with the mark that begins a document; {max_new_tokens} '
-                     f'new ones do not fit into the {model_config.max_length} positions that the model learned: {advice}')
+def _encode(tokenizer, prompts) -> list[list[int]]:
+  # Documents begin with EOS in training: it tells the model that nothing stands before the prompt.
+  return [[tokenizer.eos_id, *map(int, tokenizer.encode(prompt))] for prompt in prompts]
+
+
+def _room(model_config, prompts: list[list[int]]) -> int | float:
+  """New tokens that fit behind the longest prompt; the last one is never read, so it needs no position."""
+  if model_config.positions != 'learned':
+    return math.inf
+  return model_config.max_length - max(map(len, prompts), default=1) + 1

@@ -15,7 +15,7 @@ import model as model_lib
 VOCAB, LENGTH = 50, 48
 PROMPTS = [[1, 5, 9, 2, 30, 31, 7, 11, 13, 40, 41, 42, 3, 3, 3, 17, 20, 19], [1, 8], [1], [1, 30, 31, 5, 22]]
 VARIANTS = {
-    'multi_head_rope': {},
+    'multi_head_rope': {'num_layers': 2},
     'grouped_query': {'num_kv_heads': 2},
     'multi_query': {'num_kv_heads': 1, 'qk_norm': True},
     'learned': {'positions': 'learned', 'max_length': 64, 'norm': 'layernorm', 'use_bias': True, 'gated_mlp': False},
@@ -28,7 +28,8 @@ VARIANTS = {
 def tiny_model(**changes):
   model_config = base.get_config().model
   with model_config.unlocked():
-    model_config.update(vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, init='fan_in', init_scale=2.0, **changes)
+    model_config.update(vocab_size=64, num_layers=1, embed_dim=32, num_heads=4, init='fan_in', init_scale=2.0)
+    model_config.update(changes)
   return model_lib.build(model_config)
 
 

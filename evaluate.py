@@ -12,8 +12,12 @@ import pathlib
 import sys
 
 _ROWS = (  # key of the result, what the table calls it, format
-    ('loss', 'loss (nats a token)', '{:.4f}'), ('perplexity', 'perplexity', '{:,.2f}'), ('accuracy', 'accuracy', '{:.2%}'),
-    ('bits_per_byte', 'bits per byte', '{:.4f}'), ('tokens', 'tokens', '{:,}'), ('bytes', 'bytes', '{:,}'),
+    ('loss', 'loss (nats a token)', '{:.4f}'),
+    ('perplexity', 'perplexity', '{:,.2f}'),
+    ('accuracy', 'accuracy', '{:.2%}'),
+    ('bits_per_byte', 'bits per byte', '{:.4f}'),
+    ('tokens', 'tokens', '{:,}'),
+    ('bytes', 'bytes', '{:,}'),
     ('documents', 'documents', '{:,}'),
 )
 
@@ -44,8 +48,8 @@ def read_split(run, path: str | None, console):
   row_length = objectives.row_length(config.objective, config.data.sequence_length)
   dataset = data.prepare(config.data, row_length, config.seed, console.task)
   if dataset.tokenizer.fingerprint != run.tokenizer.fingerprint:
-    raise ValueError(f'the corpus of {run.workdir} is not what it was when the run was trained, so its validation split '
-                     'cannot be made again; give a text with --data=PATH')
+    raise ValueError(f'the corpus of {run.workdir} is not what it was when the run was trained, so its validation '
+                     'split cannot be made again; give a text with --data=PATH')
   if not dataset.validation.num_documents:
     raise ValueError(f'{run.workdir} held nothing out (data.validation_fraction=0); give a text with --data=PATH')
   return dataset.validation

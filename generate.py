@@ -57,7 +57,8 @@ def read_prompts(given: list[str] | None) -> list[str]:
     if any('\ud800' <= character <= '\udfff' for character in prompt):
       raise ValueError(f'the prompt {prompt!r} is no UTF-8 text; convert it, for example with iconv')
   if not prompts:
-    raise ValueError("no prompt on standard input; give one a line, or --prompt=TEXT, or --prompt='' to begin a document")
+    raise ValueError("no prompt on standard input; give one a line, or --prompt=TEXT, or --prompt='' to begin a "
+                     'document')
   return prompts
 
 

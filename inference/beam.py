@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inference import decode, sampling as sampling_lib
+from inference import decode
+from inference import sampling as sampling_lib
 
 CHUNK = 32  # tokens a call; between calls the program can be interrupted
 

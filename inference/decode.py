@@ -4,8 +4,8 @@ Shapes: B rows, P prompt slots, S cache slots, V vocabulary, C tokens a call. Pr
 segment 0, so that every row writes the same cache slot and its next token comes from the last one.
 """
 
-from collections.abc import Iterator, Sequence
 import functools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax

@@ -1,8 +1,8 @@
 """From prompts in words to continuations in words."""
 
-from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import math
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np

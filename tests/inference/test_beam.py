@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import model as model_lib
 from configs import base
 from inference import beam, decode
-import model as model_lib
 
 GOLDEN = np.load(pathlib.Path(__file__).resolve().parents[1] / 'golden' / 'beam_search.npz')
 GOLDEN_CASES = [name.removesuffix('_options') for name in GOLDEN if name.endswith('_options')]

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import model as model_lib
 from configs import base
 from inference import decode
 from inference.sampling import Sampling
-import model as model_lib
 
 VOCAB, LENGTH = 50, 48
+GREEDY = Sampling()
 PROMPTS = [[1, 5, 9, 2, 30, 31, 7, 11, 13, 40, 41, 42, 3, 3, 3, 17, 20, 19], [1, 8], [1], [1, 30, 31, 5, 22]]
 VARIANTS = {
     'multi_head_rope': {'num_layers': 2},
@@ -33,7 +34,7 @@ def tiny_model(**changes):
   return model_lib.build(model_config)
 
 
-def generate(model, params, prompts, sampling=Sampling(), max_new_tokens=20, eos_id=-1, rows=None, seeds=None):
+def generate(model, params, prompts, sampling=GREEDY, max_new_tokens=20, eos_id=-1, rows=None, seeds=None):
   rows = rows or len(prompts)
   keys = jax.vmap(jax.random.key)(np.array(seeds or range(rows)))
   chunks = list(decode.decode(model, model.unstacked(params), decode.pad(prompts, rows), sampling,

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base
-from data import tokenizers
-from data.tokenizers.bytes import BytesTokenizer
 import evaluate
 import generate
 import inference
 import model as model_lib
 import training
+from configs import base
+from data import tokenizers
+from data.tokenizers.bytes import BytesTokenizer
 from training import checkpoints, configs
 
 

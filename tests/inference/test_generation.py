@@ -5,11 +5,11 @@ import types
 
 import pytest
 
+import inference
+import model as model_lib
 from configs import base
 from data.tokenizers.bytes import BytesTokenizer
-import inference
 from inference import generation
-import model as model_lib
 
 PROMPTS = ['The cat', '', 'é', 'A longer prompt than the others', 'x', 'yz']
 
@@ -18,7 +18,8 @@ PROMPTS = ['The cat', '', 'é', 'A longer prompt than the others', 'x', 'yz']
 def make_run(**changes):
   model_config = base.get_config().model
   with model_config.unlocked():
-    model_config.update(vocab_size=320, num_layers=1, embed_dim=32, num_heads=2, init='fan_in', init_scale=2.0, **changes)
+    model_config.update(vocab_size=320, num_layers=1, embed_dim=32, num_heads=2, init='fan_in', init_scale=2.0)
+    model_config.update(changes)
   model, params = model_lib.build(model_config)
   return types.SimpleNamespace(model=model, params=params, tokenizer=BytesTokenizer())
 

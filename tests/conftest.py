@@ -8,7 +8,10 @@ import tempfile
 import hypothesis
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+# XLA kills the process when simulated devices wait for each other longer than 40 s, which a busy machine makes them do.
+flags = ('--xla_force_host_platform_device_count=8', '--xla_cpu_collective_call_terminate_timeout_seconds=600',
+         '--xla_cpu_collective_call_warn_stuck_timeout_seconds=600')
+os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *flags]).strip()
 
 # Workers of pytest-xdist inherit the folder of the process that starts them and share what is cached in it.
 if 'PYTEST_XDIST_WORKER' not in os.environ:

@@ -19,7 +19,8 @@ def attention(q, k, v, spec: AttentionSpec, *, implementation: str = 'auto', ret
 
   Args:
     q: [batch, q_len, heads, head_dim], floating point.
-    k: [batch, kv_len, kv_heads, head_dim], q's dtype; kv_heads divides heads and query head h reads h // (heads/kv_heads).
+    k: [batch, kv_len, kv_heads, head_dim], q's dtype; kv_heads divides heads, and query heads that share a key head
+      are neighbours.
     v: as k.
     spec: masks and what changes the logits.
     implementation: 'auto' picks, and logs its choice once; 'reference' is the definition in float32 (float64 for

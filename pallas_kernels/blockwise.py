@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.blocks import Tile, add, cut, pad_spec, plan, put
+from pallas_kernels.sharding import vary_alike
 from pallas_kernels.spec import AttentionSpec, Shapes
 
 
@@ -24,11 +25,12 @@ def supports(spec: AttentionSpec, shapes: Shapes, dtype, device: str) -> str:
 
 
 def attend(q, k, v, spec: AttentionSpec):
-  """Returns the output [batch, q_len, heads, head_dim] in q's dtype and lse [batch, q_len, heads], float32 or float64."""
+  """Returns the output, like q, and lse [batch, q_len, heads] in float32 (float64 for float64 inputs)."""
   batch, q_len, heads, head_dim = q.shape
   kv_heads = k.shape[2]
   grouped = (batch, q_len, kv_heads, heads // kv_heads, head_dim)
-  out, lse = _attend(q.reshape(grouped), k, v, _keys_first(spec, *grouped[2:]))
+  inputs = (q.reshape(grouped), k, v, _keys_first(spec, *grouped[2:]))
+  out, lse = _attend(*vary_alike(inputs))
   return out.reshape(q.shape), lse.reshape(q.shape[:3])
 
 
@@ -93,7 +95,7 @@ def _forward(q, k, v, spec):
   state = (
     jnp.full(rows, -jnp.inf, computed), jnp.zeros(rows, computed), jnp.zeros(q_BxNxDxGxT.shape, computed)
   )
-  maximum, total, out = (x[..., :whole.q_len] for x in whole.visit(step, state))
+  maximum, total, out = (x[..., :whole.q_len] for x in whole.visit(step, vary_alike(state, q)))
   sees = total > 0
   out = jnp.where(sees, 1 / jnp.where(sees, total, 1), 0)[:, :, None] * out
   lse = jnp.where(sees, maximum + jnp.log(jnp.where(sees, total, 1)), -jnp.inf)
@@ -148,7 +150,7 @@ def _backward(q, k, v, spec, out, lse, d_out, d_lse):
 
   shapes = {'q': q_BxNxDxGxT.shape, 'k': k_BxNxSxD.shape, 'v': v_BxNxSxD.shape}
   shapes |= {n: getattr(padded, n).shape for n in ('alibi_slopes', 'bias') if getattr(spec, n) is not None}
-  state = whole.visit(step, {name: jnp.zeros(shape, computed) for name, shape in shapes.items()})
+  state = whole.visit(step, vary_alike({name: jnp.zeros(shape, computed) for name, shape in shapes.items()}, q))
   d_q = jnp.transpose(state.pop('q')[..., :whole.q_len].astype(dtype), (0, 4, 1, 3, 2))
   d_k, d_v = (jnp.swapaxes(state.pop(x)[:, :, :whole.kv_len].astype(dtype), 1, 2) for x in 'kv')
   for name, gradient in state.items():

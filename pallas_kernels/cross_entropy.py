@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.sharding import vary_alike
+
 
 class CrossEntropy(typing.NamedTuple):
   """Losses of counted tokens.
@@ -29,8 +31,8 @@ _CHUNK_TOKENS = 128  # no fewer tokens than this: each chunk adds a [vocab, embe
 def linear_cross_entropy(hidden, kernel, labels, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> CrossEntropy:
   """Cross-entropy of the logits hidden @ kernel.T, a chunk of the length at a time.
 
-  When differentiated, both gradients are formed in the forward pass while a chunk's logits are at hand (Hsu et al. 2024,
-  Liger Kernel); the backward pass only scales them.
+  When differentiated, both gradients are formed in the forward pass while a chunk's logits are at hand (Hsu et al.
+  2024, Liger Kernel); the backward pass only scales them.
 
   Args:
     hidden: [batch, length, embed]. Matrix products take operands of its dtype and accumulate in float32.
@@ -52,7 +54,7 @@ def linear_cross_entropy(hidden, kernel, labels, *, label_smoothing: float = 0.0
   if not 0 <= label_smoothing < 1:
     raise ValueError(f'label_smoothing must be in [0, 1); got {label_smoothing}')
   with jax.named_scope('linear_cross_entropy'):
-    return _cross_entropy(label_smoothing, z_loss, hidden, kernel, labels)
+    return _cross_entropy(label_smoothing, z_loss, *vary_alike((hidden, kernel, labels)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -80,7 +82,7 @@ def _fwd(label_smoothing, z_loss, hidden, kernel, labels):
     added = _dot(d_logits_VxBxL, hidden_BxLxD, (1, 2), (0, 1))
     return d_kernel + added, (*outputs, jnp.transpose(d_hidden_DxBxL, (1, 2, 0)))
 
-  zeros = jnp.zeros(kernel.shape, jnp.promote_types(hidden.dtype, jnp.float32))
+  zeros = vary_alike(jnp.zeros(kernel.shape, jnp.promote_types(hidden.dtype, jnp.float32)), kernel)
   d_kernel, (*outputs, d_hidden) = _over_chunks(chunk, zeros, hidden, labels, kernel.shape[0])
   return _result(*outputs), (d_hidden, d_kernel.astype(kernel.dtype))
 

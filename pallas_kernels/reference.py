@@ -1,4 +1,4 @@
-"""The oracle: attention written as its definition, in float32 (float64 for float64 inputs), in O(q_len kv_len) memory."""
+"""The oracle: attention as its definition says it, in float32 (float64 for float64 inputs), whole logits in memory."""
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,14 @@ def supports(spec: AttentionSpec, shapes: Shapes, dtype, device: str) -> str:
 
 
 def attend(q, k, v, spec: AttentionSpec):
-  """Returns the output [batch, q_len, heads, head_dim] in q's dtype and lse [batch, q_len, heads], float32 or float64."""
+  """Returns the output, like q, and lse [batch, q_len, heads] in float32 (float64 for float64 inputs)."""
   dtype, computed = q.dtype, jnp.promote_types(q.dtype, jnp.float32)
   groups = q.shape[2] // k.shape[2]
   q, k, v = (x.astype(computed) for x in (q, jnp.repeat(k, groups, 2), jnp.repeat(v, groups, 2)))
   highest = jax.lax.Precision.HIGHEST
   scale = q.shape[-1] ** -0.5 if spec.scale is None else spec.scale
   logits = scale * jnp.einsum('bqhd,bkhd->bhqk', q, k, precision=highest)
-  visible, bias = mask_and_bias(spec, logits.shape, computed)
+  visible, bias = _mask_and_bias(spec, logits.shape, computed)
   if spec.softcap is not None:
     logits = spec.softcap * jnp.tanh(logits / spec.softcap)
   logits = jnp.where(visible, logits + bias, -jnp.inf)
@@ -38,8 +38,8 @@ def attend(q, k, v, spec: AttentionSpec):
   return out.astype(dtype), jnp.swapaxes(lse[..., 0], 1, 2)
 
 
-def mask_and_bias(spec: AttentionSpec, shape, dtype):
-  """Returns which keys are visible, bool, and what is added to the logits, both broadcastable to `shape` [b, h, q, k]."""
+def _mask_and_bias(spec: AttentionSpec, shape, dtype):
+  """Which keys are visible, bool, and what is added to the logits, both broadcastable to `shape` [b, h, q, k]."""
   q_index = jnp.arange(shape[2])[None, :, None] + shape[3] - shape[2]
   k_index = jnp.arange(shape[3])[None, None, :]
   distance = q_index - k_index

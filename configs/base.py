@@ -77,7 +77,7 @@ def _data():
   data.document = 'file'  # text: file (a file is a document) | blank-line (a block between blank lines is)
   data.validation_fraction = 0.05  # share of documents held out, chosen by a hash of their content
   # bytes | characters | words | sentencepiece-bpe | sentencepiece-unigram | wordpiece | byte-bpe | file
-  data.tokenizer = 'sentencepiece-bpe'
+  data.tokenizer = 'sentencepiece-bpe'  # one of the above; all but bytes and file are trained on the corpus
   data.tokenizer_path = ''  # tokenizer = file: a sentencepiece .model or a tokenizer.json
   data.vocab_size = 4096  # tokens of a trained tokenizer, special tokens included; words: most frequent are kept
   data.normalization = 'none'  # none | nfc | nfkc | nfkc-lowercase; applied to text before tokenizing

@@ -11,9 +11,9 @@ def bf16(fn):
   """Mixed precision for any function: what autocast does, ahead of time.
 
   Matmuls take bfloat16 operands and accumulate in float32, forward and backward. What matmuls produce, and sums of it
-  such as the residual stream, is kept for the backward pass in bfloat16. Elementwise mathematics, reductions, norms, softmax
-  and losses are computed in float32. Recurses into jit, scan, remat, cond, while and `jax.custom_jvp`; the Python
-  functions behind a `jax.custom_vjp` are called again as they are, with bfloat16 where matmuls feed them.
+  such as the residual stream, is kept for the backward pass in bfloat16. Elementwise mathematics, reductions, norms,
+  softmax and losses are computed in float32. Recurses into jit, scan, remat, cond, while and `jax.custom_jvp`; the
+  Python functions behind a `jax.custom_vjp` are called again as they are, with bfloat16 where matmuls feed them.
 
   Args:
     fn: any function of pytrees of arrays.

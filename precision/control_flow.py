@@ -5,8 +5,8 @@ equation, and returns those that leave it. Activations cross into a body as floa
 """
 
 import jax
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 from precision import custom, primitives
 from precision.lazy import activation, exact, is_active, kept
@@ -56,7 +56,8 @@ def _inline(rewriter, eqn, inputs, flowing, path, scope):
 
 
 def _constrain(values, variables, shardings):
-  return [lax.with_sharding_constraint(exact(value, var), sharding) if isinstance(sharding, jax.sharding.Sharding) else value
+  return [lax.with_sharding_constraint(exact(value, var), sharding)
+          if isinstance(sharding, jax.sharding.Sharding) else value
           for value, var, sharding in zip(values, variables, shardings or [None] * len(values))]
 
 
@@ -95,8 +96,9 @@ def _while(rewriter, eqn, inputs, flowing, path, scope):
   params = eqn.params
   num_test, num_body = params['cond_nconsts'], params['body_nconsts']
   arrays = _exact(inputs, eqn.invars)
-  test_consts, body_consts, carry = arrays[:num_test], arrays[num_test:num_test + num_body], arrays[num_test + num_body:]
-  test = _Body(rewriter, params['cond_jaxpr'], inputs[:num_test] + inputs[num_test + num_body:], [False], path)
+  num_consts = num_test + num_body
+  test_consts, body_consts, carry = arrays[:num_test], arrays[num_test:num_consts], arrays[num_consts:]
+  test = _Body(rewriter, params['cond_jaxpr'], inputs[:num_test] + inputs[num_consts:], [False], path)
   body = _Body(rewriter, params['body_jaxpr'], inputs[num_test:], [True] * len(carry), path)
   with jax.named_scope(scope):
     return body.values(lax.while_loop(lambda carry: test(*test_consts, *carry)[0],
@@ -104,7 +106,8 @@ def _while(rewriter, eqn, inputs, flowing, path, scope):
 
 
 def _cond(rewriter, eqn, inputs, flowing, path, scope):
-  bodies = [_Body(rewriter, branch, inputs[1:], _flows(eqn.outvars, flowing), path) for branch in eqn.params['branches']]
+  flows = _flows(eqn.outvars, flowing)
+  bodies = [_Body(rewriter, branch, inputs[1:], flows, path) for branch in eqn.params['branches']]
   index, *operands = _exact(inputs, eqn.invars)
   with jax.named_scope(scope):
     if (platforms := eqn.params.get('branches_platforms')) is None:

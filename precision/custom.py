@@ -11,12 +11,14 @@ from precision.lazy import bind
 def call_again(eqn, inputs) -> list:
   """Calls the Python function behind a `custom_vjp_call` equation again, on inputs of other dtypes.
 
-  What the equation stores was traced in float32; attention or a fused cross-entropy choose their kernels by the dtype
+  What the equation holds was traced in float32; attention or a fused cross-entropy choose their kernels by the dtype
   they are given. Where the Python function is out of reach (it was vmapped inside the transformed function, closes
-  over values of a trace that has ended, or asks for symbolic zeros) the equation runs as it is, in float32.
+  over traced values, or asks for symbolic zeros) the equation runs as it is, in float32.
   """
-  functions = None if eqn.params['symbolic_zeros'] else _python_functions(eqn.params)
-  if functions is None or not any(x.dtype != v.aval.dtype for x, v in zip(inputs, eqn.invars)):
+  consts, args = inputs[:eqn.params['num_consts']], inputs[eqn.params['num_consts']:]
+  same = all(x.dtype == var.aval.dtype for x, var in zip(inputs, eqn.invars))
+  out_of_reach = eqn.params['symbolic_zeros'] or any(isinstance(x, jax.core.Tracer) for x in consts)
+  if same or out_of_reach or (functions := _python_functions(eqn.params)) is None:
     return bind(eqn, inputs)
   forward, backward, structure = functions
 
@@ -25,10 +27,7 @@ def call_again(eqn, inputs) -> list:
     return forward(*args)[0]
 
   call.defvjp(forward, backward)
-  try:
-    return jax.tree.leaves(call(*jax.tree.unflatten(structure, inputs[eqn.params['num_consts']:])))
-  except jax.errors.UnexpectedTracerError:
-    return bind(eqn, inputs)
+  return jax.tree.leaves(call(*jax.tree.unflatten(structure, args)))
 
 
 def rewritten(rewriter, eqn, inputs, path) -> list:
@@ -74,7 +73,9 @@ def _python_functions(params):
 
 
 def _closure(function) -> dict:
-  return dict(zip(function.__code__.co_freevars, (cell.cell_contents for cell in function.__closure__ or ()))) if function else {}
+  if function is None or not function.__closure__:
+    return {}
+  return {name: cell.cell_contents for name, cell in zip(function.__code__.co_freevars, function.__closure__)}
 
 
 def _wrapped_by(wrapped, name) -> bool:

@@ -1,6 +1,6 @@
 """Row-major operands, for the matmul kernels of CPUs."""
 
-import jax
+from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend import core
 from jax.interpreters import batching, mlir
@@ -20,6 +20,17 @@ _row_major_p = core.Primitive('row_major')
 _row_major_p.def_impl(lambda x: x)
 _row_major_p.def_abstract_eval(lambda x: x)
 batching.defvectorized(_row_major_p)
+
+
+def _constrain(x):
+  return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
+def _lower_on_cpu(context, x):
+  # The partitioner of jax 0.10 gathers what a layout constraint is put on; a barrier at least keeps XLA from failing.
+  several = getattr(context.module_context.axis_context, 'num_devices', 1) != 1
+  return mlir.lower_fun(lax.optimization_barrier if several else _constrain, multiple_results=False)(context, x)
+
+
 mlir.register_lowering(_row_major_p, lambda context, x: [x])
-mlir.register_lowering(_row_major_p, mlir.lower_fun(lambda x: with_layout_constraint(x, Layout(tuple(range(x.ndim)))),
-                                                    multiple_results=False), platform='cpu')
+mlir.register_lowering(_row_major_p, _lower_on_cpu, platform='cpu')

@@ -8,8 +8,8 @@ bfloat16 array may stand for it where the original was float32: what a function 
 from typing import NamedTuple
 
 import jax
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 from precision import primitives
 
@@ -29,7 +29,7 @@ def activation(exact) -> Activation:
 class Lazy:
   """Output `index` of an elementwise equation, or one that rearranges elements, not evaluated yet.
 
-  `roots` are the activations it starts from; `linear` says whether it is a linear function of them.
+  `roots` are the activations it starts from; `linear`: its derivative needs nothing of what it starts from.
   """
 
   def __init__(self, scope, eqn, inputs, index=0):
@@ -42,9 +42,7 @@ class Lazy:
         self.size += value.size
       elif is_rounded(value, var):
         self.roots[id(value)] = value
-    rooted = [is_active(value, var) for value, var in zip(inputs, eqn.invars)]
-    self.linear = (primitives.is_linear(eqn.primitive.name, rooted)
-                   and all(value.linear for value in inputs if isinstance(value, Lazy)))
+    self.linear = primitives.is_linear(eqn) and all(value.linear for value in inputs if isinstance(value, Lazy))
 
   def evaluate(self):
     """The value as the original function would have it; its derivative is computed again, from rounded roots."""

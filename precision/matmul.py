@@ -4,8 +4,8 @@ import functools
 from typing import NamedTuple
 
 import jax
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 from precision.layout import row_major
 
@@ -78,8 +78,8 @@ def _names(dimension_numbers, lhs_ndim, rhs_ndim):
   """Gives each dimension a number, the same to those that a matmul pairs: of lhs, of rhs and of the output."""
   (lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch) = dimension_numbers
   lhs, rhs = list(range(lhs_ndim)), list(range(lhs_ndim, lhs_ndim + rhs_ndim))
-  for l, r in zip(lhs_contracting + lhs_batch, rhs_contracting + rhs_batch):
-    rhs[r] = lhs[l]
+  for left, right in zip(lhs_contracting + lhs_batch, rhs_contracting + rhs_batch):
+    rhs[right] = lhs[left]
   batch = [lhs[i] for i in lhs_batch]
   free = [name for names, other in ((lhs, rhs), (rhs, lhs)) for name in names if name not in other]
   return lhs, rhs, batch + free

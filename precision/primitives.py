@@ -1,31 +1,33 @@
 """What the rewriting has to know of JAX's primitives, by name."""
 
-# One output, each element of which depends on one element of each input: cheap to compute again.
-ELEMENTWISE = frozenset('''
-  abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos cosh div eq
-  erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg
-  nextafter not or pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh
-  xor'''.split())
+_LINEAR_ELEMENTWISE = frozenset({'add', 'add_any', 'convert_element_type', 'copy', 'neg', 'sub'})
 
-# Rearrange elements without computing: exact in any dtype.
-MOVEMENT = frozenset('''
-  concatenate copy dynamic_slice dynamic_update_slice expand_dims gather pad reshape rev select_n sharding_constraint
-  slice split squeeze transpose unstack'''.split())
+# Each element of the output depends on one element of each input: cheap to compute again.
+ELEMENTWISE = _LINEAR_ELEMENTWISE | {
+    'abs', 'acos', 'acosh', 'and', 'asin', 'asinh', 'atan', 'atan2', 'atanh', 'cbrt', 'ceil', 'clamp', 'cos', 'cosh',
+    'div', 'eq', 'erf', 'erf_inv', 'erfc', 'exp', 'exp2', 'expm1', 'floor', 'ge', 'gt', 'integer_pow', 'is_finite',
+    'le', 'log', 'log1p', 'logistic', 'lt', 'max', 'min', 'mul', 'ne', 'nextafter', 'not', 'or', 'pow',
+    'reduce_precision', 'rem', 'round', 'rsqrt', 'sign', 'sin', 'sinh', 'sqrt', 'square', 'stop_gradient', 'tan',
+    'tanh', 'xor'}
 
-_LINEAR = MOVEMENT | {'add', 'add_any', 'broadcast_in_dim', 'convert_element_type', 'copy', 'mul', 'neg', 'reduce_sum', 'sub'}
+_LINEAR_MOVEMENT = frozenset({'broadcast_in_dim', 'concatenate', 'expand_dims', 'pad', 'reshape', 'rev',
+                              'sharding_constraint', 'slice', 'split', 'squeeze', 'transpose', 'unstack'})
 
+# Rearrange elements without computing.
+MOVEMENT = _LINEAR_MOVEMENT | {'dynamic_slice', 'dynamic_update_slice', 'gather', 'select_n'}
+
+_LINEAR = _LINEAR_ELEMENTWISE | _LINEAR_MOVEMENT | {'reduce_sum'}
 
 # Take activations as they are kept, in bfloat16.
 CONSUMERS = frozenset(['dot_general', 'custom_vjp_call'])
 
 
-def is_linear(name, active) -> bool:
-  """Whether a primitive is linear in its inputs that are `active`, a boolean for each."""
-  if name == 'mul':
-    return sum(active) <= 1
-  if name == 'div':
-    return not active[1]
-  return name in _LINEAR and not (name == 'select_n' and active[0])
+def is_linear(eqn) -> bool:
+  """Whether the derivative of an equation needs none of its array inputs."""
+  name = eqn.primitive.name
+  if name in ('mul', 'div'):
+    return is_literal(eqn.invars[1]) or name == 'mul' and is_literal(eqn.invars[0])
+  return name in _LINEAR
 
 
 def is_cheap(eqn) -> bool:

@@ -52,7 +52,7 @@ class Rewriter:
   def run(self, jaxpr, consts, inputs, path=''):
     """Evaluates a whole function on arrays: outputs are arrays in its own dtypes."""
     outputs = self.evaluate(jaxpr, consts, inputs, [False] * len(jaxpr.outvars), path)
-    return [exact(value, var) for value, var in zip(outputs, jaxpr.outvars)]
+    return [jnp.asarray(exact(value, var)) for value, var in zip(outputs, jaxpr.outvars)]
 
   def evaluate(self, jaxpr, consts, inputs, flowing_outputs, path='', scope=''):
     """Evaluates a jaxpr on values (see `lazy`) and returns values.

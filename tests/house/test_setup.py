@@ -103,7 +103,9 @@ class TestInstall:
   """scripts/install.sh as make calls it, with interpreters that only note what pip is asked."""
 
   def make(self, checkout, python=''):
-    environment = os.environ | {'PYTHON': str(python)}
+    # The tests may themselves run under make, whose variables would win over these.
+    inherited = {key: value for key, value in os.environ.items() if key not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS')}
+    environment = inherited | {'PYTHON': str(python)}
     return subprocess.run(['make', 'install'], cwd=checkout, env=environment, capture_output=True, text=True)
 
   def installations(self, checkout):

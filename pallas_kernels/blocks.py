@@ -13,8 +13,8 @@ from pallas_kernels.dropout import keep_mask
 from pallas_kernels.spec import AttentionSpec
 
 _STRIP = 128  # queries of a strip that takes all its visible keys at once
-_LONGEST_STRIPS = 1024  # keys up to which strips are used
-_BLOCK = 256  # queries and keys of a block beyond that
+_LONGEST_STRIPS = 512  # queries or keys up to which strips are used
+_BLOCK = 128  # queries and keys of a block beyond that
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,8 +38,17 @@ def run(layer, params, x, keys, *, layer_loop: str, remat: str):
   if not unrolled:
     return jax.lax.scan(lambda x, slices: (layer(slices[0], x, slices[1]), None), x, (params, keys))[0]
   for i, layer_params in enumerate(unstack(params)):
-    x = layer(layer_params, x, None if keys is None else keys[i])
+    x = layer(layer_params, _formed_once(x), None if keys is None else keys[i])
   return x
+
+
+@jax.custom_vjp
+def _formed_once(x):
+  """x, whose gradient XLA must form as an array: left alone it fuses sums of several layers into each consumer."""
+  return x
+
+
+_formed_once.defvjp(lambda x: (x, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),))
 
 
 def run_cached(layer, params, x, caches: tuple):

@@ -25,7 +25,7 @@ class CrossEntropy(typing.NamedTuple):
 
 
 _CHUNK_LOGITS = 1 << 22  # logits of a chunk, 16 MiB of float32, but
-_CHUNK_TOKENS = 128  # no fewer tokens than this: each chunk adds a [vocab, embed] gradient to the sum
+_CHUNK_TOKENS = 256  # no fewer tokens than this: each chunk adds a [vocab, embed] gradient to the sum
 
 
 def linear_cross_entropy(hidden, kernel, labels, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> CrossEntropy:

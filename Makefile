@@ -11,8 +11,6 @@ help:
 install:
 	@scripts/install.sh
 
-# Large pages for malloc: far fewer page faults in each training step.
-train: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 train: install
 	.venv/bin/python train.py --config=configs/quickstart.py --workdir=runs/quickstart
 

@@ -11,8 +11,8 @@ import logging
 import os
 import sys
 
-# transparent huge pages for malloc must be asked for before the process starts.
-_HUGE_PAGES = 'glibc.malloc.hugetlb=1'
+# Large pages for malloc, far fewer page faults in each step. glibc reads this only as a process starts.
+_LARGE_PAGES = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
 
 
 def parse(arguments):
@@ -51,4 +51,6 @@ def main() -> int:
 
 
 if __name__ == '__main__':
+  if 'GLIBC_TUNABLES' not in os.environ:
+    os.execve(sys.executable, sys.orig_argv, os.environ | _LARGE_PAGES)
   sys.exit(main())

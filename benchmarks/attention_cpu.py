@@ -75,7 +75,7 @@ def _measure(shape, dtype):
 
 
 def large_pages():
-  """Starts this process again with large pages for malloc, as `make train` runs, unless it has them."""
+  """Starts this process again with large pages for malloc, as train.py does, unless it has them."""
   if os.environ.get('GLIBC_TUNABLES') != common.ENVIRONMENT['GLIBC_TUNABLES']:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], common.ENVIRONMENT)
 

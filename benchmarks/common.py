@@ -10,8 +10,15 @@ from training import hardware
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'benchmarks/results'
-# As in `make train`: large pages for malloc, which PyTorch profits from too.
-ENVIRONMENT = os.environ | {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+# How malloc holds memory, for the workers of both sides: large pages, as train.py asks for, or also one heap that keeps
+# what is freed. Without it large blocks go back to the system and are faulted in again at each step, at a price that
+# varies between machines and hours, above all on virtual ones; with it memory grows and threads share a lock.
+MEMORY = {
+    'large-pages': 'glibc.malloc.hugetlb=1',
+    'kept-heap': ('glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=17179869184:'
+                  'glibc.malloc.trim_threshold=17179869184'),
+}
+ENVIRONMENT = os.environ | {'GLIBC_TUNABLES': MEMORY['large-pages']}
 
 
 def write(name: str, results: dict, table: str, command: str) -> None:
@@ -68,9 +75,9 @@ def require_torch_python(parser, given: str | None) -> str:
 class Worker:
   """A process that answers JSON lines; it waits without using a core while nobody asks."""
 
-  def __init__(self, *command: str):
-    self._process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.PIPE,
-                                     stdout=subprocess.PIPE, text=True)
+  def __init__(self, *command: str, memory: str = 'large-pages'):
+    self._process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT | {'GLIBC_TUNABLES': MEMORY[memory]},
+                                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     self._command = command
     self.ready = self._answer()
 

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import common
-from benchmarks.attention_cpu import interleave, large_pages
+from benchmarks import common, cpu
 from pallas_kernels import linear_cross_entropy
 
 _SHAPES = {  # batch, length, embed, vocab
@@ -35,22 +34,15 @@ def _measure(shape, dtype):
   )
   programs = {name: jax.jit(jax.value_and_grad(function, (0, 1))).lower(*inputs).compile()
               for name, function in _IMPLEMENTATIONS.items()}
-  return interleave(programs, inputs, seconds=10)
+  return cpu.interleave(programs, inputs, seconds=10)
 
 
 def main():
-  large_pages()
+  cpu.large_pages()
   common.warn_if_busy()
   results = {f'{name} {dtype}': _measure(shape, dtype) for name, shape in _SHAPES.items()
              for dtype in ('float32', 'bfloat16')}
-  rows = [
-    [name, *(cells[x]['ms'] for x in _IMPLEMENTATIONS), cells['plain']['ms'] / cells['fused']['ms'],
-     cells['plain']['cpu_ms'] / cells['fused']['cpu_ms'], *(cells[x]['temporaries_mib'] for x in _IMPLEMENTATIONS)]
-    for name, cells in results.items()
-  ]
-  headers = ['case', 'fused ms', 'plain ms', 'plain / fused', 'the same in CPU time', 'fused MiB', 'plain MiB']
-  common.write('cross_entropy_cpu', {'shapes': _SHAPES, 'results': results}, common.markdown_table(headers, rows),
-               'python -m benchmarks.cross_entropy_cpu')
+  cpu.write('cross_entropy_cpu', _SHAPES, results, ours='fused', baseline='plain')
 
 
 if __name__ == '__main__':

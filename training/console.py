@@ -145,5 +145,6 @@ def describe_training(metrics: dict) -> str:
 
 def describe_evaluation(step: int, metrics: dict) -> str:
   """The evaluation's metrics in one line, in the order given."""
+  shown = lambda value: f'{value:,}' if isinstance(value, int) else f'{value:,.4f}'
   return f'step {step:,} validation  ' + '  '.join(
-      f'{name.removeprefix("eval/").replace("_", " ")} {value:,.4f}' for name, value in metrics.items())
+      f'{name.removeprefix("eval/").replace("_", " ")} {shown(value)}' for name, value in metrics.items())

@@ -2,6 +2,9 @@
 
 from pallas_kernels.attention import attention, supports
 from pallas_kernels.cross_entropy import CrossEntropy, linear_cross_entropy
+from pallas_kernels.device import Device, target
 from pallas_kernels.spec import AttentionSpec, Shapes
 
-__all__ = ['AttentionSpec', 'CrossEntropy', 'Shapes', 'attention', 'linear_cross_entropy', 'supports']
+__all__ = [
+  'AttentionSpec', 'CrossEntropy', 'Device', 'Shapes', 'attention', 'linear_cross_entropy', 'supports', 'target',
+]

@@ -6,6 +6,7 @@ import logging
 import jax
 
 from pallas_kernels import blockwise, reference
+from pallas_kernels.device import Device, current
 from pallas_kernels.spec import AttentionSpec, Shapes, check
 
 _IMPLEMENTATIONS = {'blockwise': blockwise, 'reference': reference}
@@ -34,14 +35,14 @@ def attention(q, k, v, spec: AttentionSpec, *, implementation: str = 'auto', ret
   Raises:
     ValueError: a shape, dtype or spec is invalid, or `implementation` does not exist or cannot serve the call.
   """
-  shapes = check(q, k, v, spec)
+  shapes, device = check(q, k, v, spec), current()
   if implementation == 'auto':
-    implementation = _choose(spec, shapes, q.dtype)
+    implementation = _choose(spec, shapes, q.dtype, device)
   if implementation not in _IMPLEMENTATIONS:
     raise ValueError(
       f"there is no attention implementation {implementation!r}; use 'auto' or one of {sorted(_IMPLEMENTATIONS)}"
     )
-  reason = _IMPLEMENTATIONS[implementation].supports(spec, shapes, q.dtype, jax.default_backend())
+  reason = _IMPLEMENTATIONS[implementation].supports(spec, shapes, q.dtype, device)
   if reason:
     raise ValueError(f"implementation={implementation!r} cannot serve this call: {reason}; use 'auto'")
   with jax.named_scope(f'attention_{implementation}'):
@@ -49,23 +50,23 @@ def attention(q, k, v, spec: AttentionSpec, *, implementation: str = 'auto', ret
   return (out, lse) if return_lse else out
 
 
-def supports(spec: AttentionSpec, shapes: Shapes, dtype, device: str) -> dict[str, str]:
+def supports(spec: AttentionSpec, shapes: Shapes, dtype, device: Device) -> dict[str, str]:
   """Returns, for each implementation, why it cannot serve a call, in words; '' where it can.
 
   Args:
     spec: as given to `attention`.
     shapes: sizes of the call.
     dtype: dtype of q, k and v.
-    device: platform: 'cpu', 'gpu' or 'tpu'.
+    device: what it would run on.
   """
   return {name: module.supports(spec, shapes, dtype, device) for name, module in _IMPLEMENTATIONS.items()}
 
 
-def _choose(spec, shapes, dtype):
-  reasons = supports(spec, shapes, dtype, jax.default_backend())
+def _choose(spec, shapes, dtype, device):
+  reasons = supports(spec, shapes, dtype, device)
   for name, reason in reasons.items():
     if not reason:
-      _log_choice(name, jax.default_backend())
+      _log_choice(name, device.kind or device.platform)
       return name
   raise ValueError(f'no attention implementation serves this call: {reasons}')
 

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.blocks import Tile, add, cut, pad_spec, plan, put
+from pallas_kernels.device import Device
 from pallas_kernels.sharding import vary_alike
 from pallas_kernels.spec import AttentionSpec, Shapes
 
 
-def supports(spec: AttentionSpec, shapes: Shapes, dtype, device: str) -> str:
+def supports(spec: AttentionSpec, shapes: Shapes, dtype, device: Device) -> str:
   """Returns '': any call with floating-point inputs is served on any device; else why not."""
   del spec, shapes, device
   return '' if jnp.issubdtype(dtype, jnp.floating) else f'blockwise takes floating-point inputs, not {dtype}'

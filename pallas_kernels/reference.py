@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.device import Device
 from pallas_kernels.dropout import keep_mask
 from pallas_kernels.spec import AttentionSpec, Shapes
 
 
-def supports(spec: AttentionSpec, shapes: Shapes, dtype, device: str) -> str:
+def supports(spec: AttentionSpec, shapes: Shapes, dtype, device: Device) -> str:
   """Returns '': any call with floating-point inputs is served on any device; else why not."""
   del spec, shapes, device
   return '' if jnp.issubdtype(dtype, jnp.floating) else f'reference takes floating-point inputs, not {dtype}'

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import AttentionSpec, Shapes, attention, blocks, supports
+from pallas_kernels import AttentionSpec, Device, Shapes, attention, blocks, supports
 from pallas_kernels.attention import _log_choice
 
 _LEARNED = ('alibi_slopes', 'bias', 'sinks')
@@ -175,8 +175,8 @@ def test_auto_says_once_what_it_chose(caplog):
 
 def test_supports_answers_for_every_implementation_in_words():
   shapes = Shapes(batch=1, q_len=4, kv_len=4, heads=2, kv_heads=1, head_dim=8)
-  assert supports(AttentionSpec(), shapes, jnp.bfloat16, 'cpu') == {'reference': '', 'blockwise': ''}
-  assert 'int32' in supports(AttentionSpec(), shapes, jnp.dtype('int32'), 'cpu')['blockwise']
+  assert supports(AttentionSpec(), shapes, jnp.bfloat16, Device('cpu')) == {'reference': '', 'blockwise': ''}
+  assert 'int32' in supports(AttentionSpec(), shapes, jnp.dtype('int32'), Device('cpu'))['blockwise']
 
 
 @pytest.mark.parametrize('changes, message', [

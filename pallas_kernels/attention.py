@@ -5,11 +5,11 @@ import logging
 
 import jax
 
-from pallas_kernels import blockwise, reference
+from pallas_kernels import blockwise, reference, tpu
 from pallas_kernels.device import Device, current
 from pallas_kernels.spec import AttentionSpec, Shapes, check
 
-_IMPLEMENTATIONS = {'blockwise': blockwise, 'reference': reference}
+_IMPLEMENTATIONS = {'tpu': tpu, 'blockwise': blockwise, 'reference': reference}
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -25,7 +25,7 @@ def attention(q, k, v, spec: AttentionSpec, *, implementation: str = 'auto', ret
     v: as k.
     spec: masks and what changes the logits.
     implementation: 'auto' picks, and logs its choice once; 'reference' is the definition in float32 (float64 for
-      float64 inputs); 'blockwise' visits visible blocks only, in O(length) memory.
+      float64 inputs); 'blockwise' visits visible blocks only, in O(length) memory; 'tpu' does so in kernels for TPUs.
     return_lse: also return the log of the softmax's denominator, by which attention over parts of the keys is merged.
 
   Returns:

@@ -10,10 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import AttentionSpec, Device, Shapes, attention, blocks, supports
+from pallas_kernels import AttentionSpec, Device, Shapes, attention, blocks, supports, target, tpu_tuning
 from pallas_kernels.attention import _log_choice
 
 _LEARNED = ('alibi_slopes', 'bias', 'sinks')
+_SIMULATED = {'tpu': Device('tpu', interpret=True)}
+
+
+def _device(implementation):
+  return target(_SIMULATED.get(implementation, Device('cpu')))
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -23,16 +28,20 @@ def small_blocks():
   patch.setattr(blocks, '_STRIP', 8)
   patch.setattr(blocks, '_LONGEST_STRIPS', 24)
   patch.setattr(blocks, '_BLOCK', 8)
+  patch.setattr(tpu_tuning, '_LANES', 1)
+  patch.setattr(
+    tpu_tuning, 'CAREFUL', tpu_tuning.Tuning(tpu_tuning.Blocks(8, 16), tpu_tuning.Blocks(16, 8))
+  )
   yield
   patch.undo()
 
 
 @st.composite
-def _calls(draw):
+def _calls(draw, longest=40):
   """Returns (q, k, v, spec) of any head ratio, length and mix of fields."""
   random = np.random.default_rng(draw(st.integers(0, 2**16)))
   batch, kv_heads, groups = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 3))
-  q_len, kv_len = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+  q_len, kv_len = draw(st.integers(1, longest)), draw(st.integers(1, longest))
   heads, head_dim = kv_heads * groups, draw(st.sampled_from([1, 8]))
   dtype = draw(st.sampled_from([jnp.float32, jnp.bfloat16]))
 
@@ -76,7 +85,8 @@ def _outputs_and_gradients(q, k, v, spec, implementation):
     finite = jnp.where(lse > -jnp.inf, lse, 0)
     return jnp.sum(out * weights) + jnp.sum(finite * weights[..., 0]), (out, lse)
 
-  (_, outputs), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))(q, k, v, learned)
+  with _device(implementation):
+    (_, outputs), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))(q, k, v, learned)
   return dict(zip(('out', 'lse', 'q', 'k', 'v', 'learned'), (*outputs, *gradients), strict=True))
 
 
@@ -94,22 +104,29 @@ def _assert_close(got, expected, dtype):
     np.testing.assert_allclose(have, want, rtol=0, atol=allowed, err_msg=name)
 
 
-@hypothesis.given(_calls())
-@hypothesis.settings(max_examples=12)
-def test_blockwise_agrees_with_the_reference(call):
-  _check_blockwise(*call)
+@pytest.mark.parametrize('implementation', ['blockwise', 'tpu'])
+@hypothesis.given(call=_calls())
+@hypothesis.settings(max_examples=8)
+def test_it_agrees_with_the_reference(implementation, call):
+  _check(implementation, *call)
 
 
 @pytest.mark.slow
-@hypothesis.given(_calls())
-@hypothesis.settings(max_examples=300)
-def test_blockwise_agrees_with_the_reference_at_length(call):
-  _check_blockwise(*call)
+@pytest.mark.parametrize('implementation, longest, examples', [
+  ('blockwise', 40, 300), ('tpu', 40, 150), ('tpu', 600, 30),
+])
+def test_it_agrees_with_the_reference_at_length(implementation, longest, examples):
+  @hypothesis.given(call=_calls(longest))
+  @hypothesis.settings(max_examples=examples)
+  def agrees(call):
+    _check(implementation, *call)
+
+  agrees()
 
 
-def _check_blockwise(q, k, v, spec):
+def _check(implementation, q, k, v, spec):
   expected = _outputs_and_gradients(q, k, v, spec, 'reference')
-  got = _outputs_and_gradients(q, k, v, spec, 'blockwise')
+  got = _outputs_and_gradients(q, k, v, spec, implementation)
   _assert_close(got, expected, q.dtype)
 
 
@@ -119,7 +136,7 @@ def _qkv(batch=2, q_len=19, kv_len=19, heads=4, kv_heads=2, head_dim=8, dtype=jn
   return tuple(jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True))
 
 
-@pytest.mark.parametrize('implementation', ['reference', 'blockwise'])
+@pytest.mark.parametrize('implementation', ['reference', 'blockwise', 'tpu'])
 def test_a_row_that_sees_nothing_gives_zeros_and_zero_gradients_whatever_arrives_for_its_lse(implementation):
   q, k, v = _qkv()
   segments = jnp.ones((2, 19), jnp.int32).at[:, 11:].set(0)
@@ -128,14 +145,15 @@ def test_a_row_that_sees_nothing_gives_zeros_and_zero_gradients_whatever_arrives
   def run(q, k, v):
     return attention(q, k, v, spec, implementation=implementation, return_lse=True)
 
-  (out, lse), vjp = jax.vjp(run, q, k, v)
+  with _device(implementation):
+    (out, lse), vjp = jax.vjp(run, q, k, v)
+    d_q, d_k, d_v = vjp((jnp.ones_like(out), jnp.where(lse > -jnp.inf, 1.0, 7.0)))
   assert not np.any(out[:, 11:]) and np.all(lse[:, 11:] == -np.inf) and np.all(lse[:, :11] > -np.inf)
-  d_q, d_k, d_v = vjp((jnp.ones_like(out), jnp.where(lse > -jnp.inf, 1.0, 7.0)))
   assert all(np.all(np.isfinite(x)) for x in (d_q, d_k, d_v))
   assert not np.any(d_q[:, 11:]) and not np.any(d_k[:, 11:]) and not np.any(d_v[:, 11:])
 
 
-@pytest.mark.parametrize('implementation', ['reference', 'blockwise'])
+@pytest.mark.parametrize('implementation', ['reference', 'blockwise', 'tpu'])
 def test_parts_of_the_keys_merge_by_their_lse_in_values_and_gradients(implementation):
   q, k, v = _qkv(kv_len=30)
   call = lambda k, v: attention(q, k, v, AttentionSpec(), implementation=implementation, return_lse=True)
@@ -145,9 +163,10 @@ def test_parts_of_the_keys_merge_by_their_lse_in_values_and_gradients(implementa
     lse = jnp.logaddexp(lse_a, lse_b)
     return jnp.exp(lse_a - lse)[..., None] * out_a + jnp.exp(lse_b - lse)[..., None] * out_b
 
-  gradients = [jax.grad(lambda k, v, f=f: jnp.sum(jnp.sin(f(k, v))), (0, 1))(k, v)
-               for f in (merged, lambda k, v: call(k, v)[0])]
-  np.testing.assert_allclose(merged(k, v), call(k, v)[0], atol=1e-5)
+  with _device(implementation):
+    np.testing.assert_allclose(merged(k, v), call(k, v)[0], atol=1e-5)
+    gradients = [jax.grad(lambda k, v, f=f: jnp.sum(jnp.sin(f(k, v))), (0, 1))(k, v)
+                 for f in (merged, lambda k, v: call(k, v)[0])]
   for one, other in zip(*gradients, strict=True):
     np.testing.assert_allclose(one, other, atol=1e-5)
 
@@ -175,7 +194,8 @@ def test_auto_says_once_what_it_chose(caplog):
 
 def test_supports_answers_for_every_implementation_in_words():
   shapes = Shapes(batch=1, q_len=4, kv_len=4, heads=2, kv_heads=1, head_dim=8)
-  assert supports(AttentionSpec(), shapes, jnp.bfloat16, Device('cpu')) == {'reference': '', 'blockwise': ''}
+  reasons = supports(AttentionSpec(), shapes, jnp.bfloat16, Device('cpu'))
+  assert reasons['reference'] == reasons['blockwise'] == '' and 'not on cpu' in reasons['tpu']
   assert 'int32' in supports(AttentionSpec(), shapes, jnp.dtype('int32'), Device('cpu'))['blockwise']
 
 

@@ -5,11 +5,11 @@ import logging
 
 import jax
 
-from pallas_kernels import blockwise, reference, tpu
+from pallas_kernels import blockwise, cudnn, hopper, reference, tpu
 from pallas_kernels.device import Device, current
 from pallas_kernels.spec import AttentionSpec, Shapes, check
 
-_IMPLEMENTATIONS = {'tpu': tpu, 'blockwise': blockwise, 'reference': reference}
+_IMPLEMENTATIONS = {'hopper': hopper, 'tpu': tpu, 'blockwise': blockwise, 'reference': reference, 'cudnn': cudnn}
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -25,7 +25,8 @@ def attention(q, k, v, spec: AttentionSpec, *, implementation: str = 'auto', ret
     v: as k.
     spec: masks and what changes the logits.
     implementation: 'auto' picks, and logs its choice once; 'reference' is the definition in float32 (float64 for
-      float64 inputs); 'blockwise' visits visible blocks only, in O(length) memory; 'tpu' does so in kernels for TPUs.
+      float64 inputs); 'blockwise' visits visible blocks only, in O(length) memory; 'hopper' and 'tpu' do so in
+      kernels for those devices; 'cudnn' calls NVIDIA's library.
     return_lse: also return the log of the softmax's denominator, by which attention over parts of the keys is merged.
 
   Returns:
@@ -47,6 +48,8 @@ def attention(q, k, v, spec: AttentionSpec, *, implementation: str = 'auto', ret
     raise ValueError(f"implementation={implementation!r} cannot serve this call: {reason}; use 'auto'")
   with jax.named_scope(f'attention_{implementation}'):
     out, lse = _IMPLEMENTATIONS[implementation].attend(q, k, v, spec)
+  if return_lse and lse is None:
+    raise ValueError(f"implementation={implementation!r} gives no lse; use 'auto'")
   return (out, lse) if return_lse else out
 
 

@@ -1,0 +1,186 @@
+"""The gradients of keys and values on Hopper: a warpgroup owns 64 keys of a key head and visits blocks of queries.
+
+The logits are [keys, queries] here, so that probabilities and their gradients, in the registers where they were
+computed, are operands of the next products as they are. The query heads that share the key head are visited one after
+the other and are summed in the accumulators.
+"""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels.hopper_tile import ROWS, Call, Tile, Visits, add_product, products, scalars, transforms
+from pallas_kernels.hopper_tuning import Keys
+
+_WARPGROUPS = 2  # that compute
+
+
+def gradient(q, k, v, d_out, rows: dict, arrays: dict, ranges, call: Call, tuning: Keys):
+  """Returns the gradients of k and v.
+
+  Args:
+    q, d_out: [batch, padded q_len, heads, head_dim].
+    k, v: [batch, padded kv_len, kv_heads, head_dim].
+    rows: 'lse' in base 2, +inf where a query sees nothing, and 'd_row', the sum of d_out * out less the gradient of the
+      lse: float32 [batch, heads, queries in whole blocks of 64].
+    arrays: the spec's arrays, as `hopper` lays them out, but the bias [.., keys, queries].
+    ranges: int32 [batch or 1, k_tiles, 5], from `visible_ranges` of the map transposed.
+    call: what is static.
+    tuning: sizes and stages.
+  """
+  shapes, k_tiles = call.shapes, ranges.shape[1]
+  out = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)]
+  return call.kernel(
+    functools.partial(_kernel, call=call, tuning=tuning), num_threads=_WARPGROUPS + 1,
+    grid=(shapes.kv_heads, k_tiles, shapes.batch), grid_names=('head', 'tile', 'batch'),
+    scratch_types=_scratch(arrays, call, tuning, q.dtype), out_type=out,
+  )(q, k, v, d_out, rows, arrays, ranges)
+
+
+def _scratch(arrays, call, tuning, dtype):
+  stages, owners, tokens = tuning.stages, tuning.k_size // ROWS, len(call.tokens)
+  vector = lambda number: plgpu.SMEM((number, ROWS), jnp.float32)
+  block = lambda number: plgpu.SMEM(
+    (number, ROWS, call.shapes.head_dim), dtype, transforms=transforms(call.shapes.head_dim, dtype))
+  barriers = lambda arrivals, number=stages: plgpu.Barrier(num_arrivals=arrivals, num_barriers=number)
+  scratch = {
+    'k': block(owners), 'v': block(owners), 'q': block(stages), 'd_out': block(stages),
+    'lse': vector(stages), 'd_row': vector(stages), 'k_loaded': barriers(2 * owners + bool(tokens), 1),
+    'ended': barriers(_WARPGROUPS, 1), 'freed': barriers(_WARPGROUPS),
+  }
+  copies = 4 + bool(tokens)
+  if tokens:
+    scratch['kv_tokens'] = plgpu.SMEM((tokens, tuning.k_size), jnp.int32)
+    scratch['q_tokens'] = plgpu.SMEM((stages, tokens, ROWS), jnp.int32)
+  if 'bias' in arrays:
+    whole, tile = arrays['bias'].shape[3] > 1, transforms(ROWS, jnp.float32)
+    scratch['bias'] = (plgpu.SMEM((stages, owners, ROWS, ROWS), jnp.float32, transforms=tile) if whole
+                       else plgpu.SMEM((stages, owners, ROWS), jnp.float32))
+    copies += owners
+  return scratch | {'loaded': barriers(copies)}
+
+
+def _kernel(q_ref, k_ref, v_ref, d_out_ref, rows, arrays, ranges, d_k_ref, d_v_ref, *, call, tuning, **scratch):
+  smem = types.SimpleNamespace(**scratch)
+  head, batch, tile, warpgroup = (lax.axis_index(name) for name in ('head', 'batch', 'tile', 'warpgroup'))
+  visits, k_start = Visits(ranges, batch, tile), tile * tuning.k_size
+
+  @pl.when(warpgroup == _WARPGROUPS)
+  def _():
+    plgpu.set_max_registers(24, action='decrease')
+    _load(q_ref, k_ref, v_ref, d_out_ref, rows, arrays, smem, call, tuning, batch, head, k_start, visits)
+
+  @pl.when(warpgroup < _WARPGROUPS)
+  def _():
+    plgpu.set_max_registers(240, action='increase')
+    plgpu.barrier_wait(smem.k_loaded.at[0])
+    owner = lax.rem(warpgroup, tuning.k_size // ROWS)
+    run = functools.partial(_accumulate, arrays, smem, call, tuning, batch, head, k_start, visits, owner)
+    write = functools.partial(_write, smem, {'k': d_k_ref, 'v': d_v_ref}, batch, head, k_start, owner)
+
+    def write_own(name):
+      gradient = run((name,))
+      plgpu.barrier_arrive(smem.ended.at[0])  # the other one may still read what this one is about to overwrite
+      plgpu.barrier_wait(smem.ended.at[0])
+      write(gradient)
+
+    if tuning.k_size == _WARPGROUPS * ROWS:
+      write(run(('k', 'v')))
+    else:
+      for n, name in enumerate('kv'):
+        pl.when(warpgroup == n)(functools.partial(write_own, name))
+
+
+def _load(q_ref, k_ref, v_ref, d_out_ref, rows, arrays, smem, call, tuning, batch, kv_head, k_start, visits):
+  groups, owners = call.shapes.heads // call.shapes.kv_heads, tuning.k_size // ROWS
+  places = [pl.ds(k_start + n * ROWS, ROWS) for n in range(owners)]
+  for n, place in enumerate(places):
+    plgpu.copy_gmem_to_smem(k_ref.at[batch, place, kv_head], smem.k.at[n], smem.k_loaded.at[0])
+    plgpu.copy_gmem_to_smem(v_ref.at[batch, place, kv_head], smem.v.at[n], smem.k_loaded.at[0])
+  if call.tokens:
+    keys = pl.ds(k_start, tuning.k_size)
+    plgpu.copy_gmem_to_smem(arrays['kv_tokens'].at[:, batch, keys], smem.kv_tokens, smem.k_loaded.at[0])
+
+  @pl.loop(0, groups * visits.count)
+  def _(step):
+    head, slot = kv_head * groups + lax.div(step, visits.count), lax.rem(step, tuning.stages)
+    queries = pl.ds(visits.block(lax.rem(step, visits.count)) * ROWS, ROWS)
+    pl.when(step >= tuning.stages)(lambda: plgpu.barrier_wait(smem.freed.at[slot]))
+    ready = smem.loaded.at[slot]
+    plgpu.copy_gmem_to_smem(q_ref.at[batch, queries, head], smem.q.at[slot], ready)
+    plgpu.copy_gmem_to_smem(d_out_ref.at[batch, queries, head], smem.d_out.at[slot], ready)
+    for name in ('lse', 'd_row'):
+      plgpu.copy_gmem_to_smem(rows[name].at[batch, head, queries], getattr(smem, name).at[slot], ready)
+    if call.tokens:
+      plgpu.copy_gmem_to_smem(arrays['q_tokens'].at[:, batch, queries], smem.q_tokens.at[slot], ready)
+    if 'bias' in arrays:
+      bias = arrays['bias']
+      bias = bias.at[batch if bias.shape[0] > 1 else 0, head if bias.shape[1] > 1 else 0]
+      for n, place in enumerate(places):
+        part = bias.at[place, queries] if bias.shape[1] > 1 else bias.at[place, 0]
+        plgpu.copy_gmem_to_smem(part, smem.bias.at[slot, n], ready)
+
+  @pl.loop(0, jnp.minimum(groups * visits.count, tuning.stages))
+  def _(slot):
+    plgpu.barrier_wait(smem.freed.at[slot])
+
+
+def _write(smem, outputs, batch, kv_head, k_start, owner, gradients):
+  place = pl.ds(k_start + owner * ROWS, ROWS)
+  for name, gradient in gradients.items():
+    mine = getattr(smem, name).at[owner]
+    mine[...] = gradient.astype(mine.dtype)
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(mine, outputs[name].at[batch, place, kv_head])
+  plgpu.wait_smem_to_gmem(0)
+
+
+def _accumulate(arrays, smem, call, tuning, batch, kv_head, k_start, visits, owner, wanted):
+  """Returns the gradients of one owner's keys ('k'), its values ('v') or both, float32 [ROWS, head_dim]."""
+  groups, dtype, shape = call.shapes.heads // call.shapes.kv_heads, smem.q.dtype, (ROWS, ROWS)
+
+  def step(head, n, carry, masked):
+    slot, mine = carry['slot'], owner + visits.zero
+    tile = Tile(
+      call, shape, 1, batch, head, visits.block(n, masked) * ROWS, k_start + owner * ROWS,
+      q_tokens=smem.q_tokens.at[slot] if call.tokens else None,
+      k_tokens=smem.kv_tokens.at[:, pl.ds(owner * ROWS, ROWS)] if call.tokens else None,
+      bias=smem.bias.at[slot, owner] if 'bias' in arrays else None, **scalars(arrays, head),
+    )
+    plgpu.barrier_wait(smem.loaded.at[slot])
+
+    zeros = jnp.zeros(shape, jnp.float32)
+    scores = add_product(zeros, smem.k.at[mine], smem.q.at[slot], transpose_b=True, simulated=call.simulated)
+    logits, slope = tile.logits(scores, masked)
+    p = jnp.exp2(logits * tile.factor - tile.of_queries(smem.lse.at[slot][...]))
+    sums = {name: x for name, x in (('v', carry.get('v')), ('d_p', zeros if 'k' in wanted else None)) if x is not None}
+
+    dropped = tile.drop(p).astype(dtype) if 'v' in wanted else None
+
+    def start(sums):
+      if 'd_p' in sums:
+        sums['d_p'].add(smem.v.at[mine], smem.d_out.at[slot], transpose_b=True)
+      if 'v' in sums:
+        sums['v'].add(dropped, smem.d_out.at[slot])
+      return ()
+
+    sums, _ = products(start, sums, simulated=call.simulated)
+    carry = carry | {'slot': lax.rem(slot + 1, tuning.stages)} | {name: x for name, x in sums.items() if name == 'v'}
+    if 'k' in wanted:
+      d_logits = p * (tile.drop(sums['d_p']) - tile.of_queries(smem.d_row.at[slot][...]))
+      d_scores = tile.through_softcap(d_logits, slope).astype(dtype)
+      carry['k'] = add_product(carry['k'], d_scores, smem.q.at[slot], simulated=call.simulated)
+    plgpu.barrier_arrive(smem.freed.at[slot])
+    return carry
+
+  carry = {name: jnp.zeros((ROWS, call.shapes.head_dim), jnp.float32) for name in wanted} | {'slot': jnp.int32(0)}
+  carry = lax.fori_loop(
+    0, groups, lambda group, carry: visits.run(functools.partial(step, kv_head * groups + group), carry), carry)
+  if 'k' in wanted:
+    carry['k'] = carry['k'] * call.spec.scale
+  return {name: carry[name] for name in wanted}

@@ -1,0 +1,384 @@
+"""What the Hopper kernels share: matrix products in flight, ranges of visible blocks, the logits of one tile.
+
+Where `simulated`, a branch replaces what the interpreter of Mosaic GPU lacks; everything else runs as it is.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels.block_map import HIDDEN, WHOLLY
+from pallas_kernels.dropout import keep_mask
+from pallas_kernels.spec import AttentionSpec, Shapes
+
+LOG2E = math.log2(math.e)
+# Where a maximum starts. It is finite so that a row that has seen nothing yet needs no care: exp2(-inf - LOWEST) = 0.
+LOWEST = -1e30
+ROWS = 64  # of a product of one warpgroup
+_COMPILER = plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup)
+
+
+def transforms(columns: int, dtype) -> tuple:
+  """Layout of a row-major tile in shared memory that TMA writes and wgmma reads: the widest swizzle that fits."""
+  for swizzle in (128, 64, 32):
+    elements = swizzle // jnp.dtype(dtype).itemsize
+    if columns % elements == 0:
+      return plgpu.TilingTransform((8, elements)), plgpu.SwizzleTransform(swizzle)
+  raise ValueError(f'rows of {columns} {dtype} do not divide into swizzled tiles')
+
+
+class _Accumulator:
+  """A sum of products in the registers of a warpgroup."""
+
+  def __init__(self, ref):
+    self._ref = ref
+
+  def add(self, a, b, *, transpose_a: bool = False, transpose_b: bool = False):
+    """Starts adding a @ b: a is in registers or shared memory, b in shared memory."""
+    plgpu.wgmma(self._ref, _transposed(a, transpose_a), _transposed(b, transpose_b))
+
+  def value(self, in_flight: int):
+    """The sum, once at most that many products, the ones started last, are still running."""
+    return plgpu.wgmma_accumulator_load(self._ref, wait_n=in_flight)
+
+
+class _SimulatedAccumulator:
+
+  def __init__(self, value):
+    self.sum = value
+
+  def add(self, a, b, *, transpose_a: bool = False, transpose_b: bool = False):
+    a, b = a[...], b[...]
+    self.sum += jnp.dot(a.T if transpose_a else a, b.T if transpose_b else b, preferred_element_type=jnp.float32)
+
+  def value(self, in_flight: int):
+    del in_flight
+    return self.sum
+
+
+def _transposed(x, transpose):
+  return plgpu.transpose_ref(x, (1, 0)) if transpose else x
+
+
+def products(body, sums, results=(), *, simulated: bool):
+  """Runs `body(accumulators)`, whose products have all ended on return.
+
+  Args:
+    body: takes an accumulator for each of `sums`, starts products, and returns arrays.
+    sums: initial values, float32 arrays, in any pytree.
+    results: arrays of the shapes and dtypes that `body` returns.
+    simulated: whether the interpreter runs this.
+
+  Returns:
+    The sums, and what `body` returned.
+  """
+  if simulated:
+    accumulators = jax.tree.map(_SimulatedAccumulator, sums)
+    found = body(accumulators)
+    return jax.tree.map(lambda x: x.sum, accumulators), found
+
+  def run(refs):
+    accumulators, places = refs
+    found = body(jax.tree.map(_Accumulator, accumulators))
+    found = lax.optimization_barrier(found) if jax.tree.leaves(found) else found
+    jax.tree.map(lambda ref, x: ref.__setitem__(..., x), places, found)
+
+  return pl.run_state(run)((jax.tree.map(plgpu.ACC.init, sums), results))
+
+
+def add_product(total, a, b, *, simulated: bool, **transposed):
+  """Returns total + a @ b."""
+  def body(total):
+    total.add(a, b, **transposed)
+    return ()
+
+  return products(body, total, simulated=simulated)[0]
+
+
+def visible_ranges(kinds):
+  """Returns what a kernel visits for each block of rows, from a `block_map`, int32 [batch or 1, rows, 5].
+
+  They are (start, whole_start, whole_end, end, 0): blocks in [whole_start, whole_end) need no mask, the others of
+  [start, end) may. There is at least one block, wholly hidden where nothing is visible, so that every row is written.
+  """
+  xp, blocks = np if isinstance(kinds, np.ndarray) else jnp, kinds.shape[-1]
+  places = xp.arange(blocks)
+  first = lambda condition: xp.where(condition, places, blocks).min(-1)
+  start = xp.minimum(first(kinds != HIDDEN), blocks - 1)
+  end = xp.maximum(xp.where(kinds != HIDDEN, places + 1, 0).max(-1), start + 1)
+  whole_start = first(kinds == WHOLLY)
+  whole_end = first((kinds != WHOLLY) & (places >= whole_start[..., None]))
+  found = whole_start < blocks
+  ranges = [start, xp.where(found, whole_start, start), xp.where(found, whole_end, start), end, 0 * start]
+  return xp.stack(ranges, axis=-1).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+  """What is static in a call.
+
+  Attributes:
+    shapes: sizes before padding.
+    spec: the static fields of the spec, with `scale` resolved; no arrays.
+    tokens: which integers each query and key brings, in the order of their arrays: 'segment_ids', 'order'.
+    interpret: as `Device.interpret`.
+  """
+
+  shapes: Shapes
+  spec: AttentionSpec
+  tokens: tuple[str, ...]
+  interpret: Any = False
+
+  @property
+  def simulated(self) -> bool:
+    return bool(self.interpret)
+
+  def kernel(self, body, **options):
+    """Returns `plgpu.kernel(body)` with what all kernels have in common."""
+    if self.simulated:
+      options['interpret'] = self.interpret
+    return plgpu.kernel(body, thread_name='warpgroup', compiler_params=_COMPILER, **options)
+
+
+class Visits:
+  """The order in which a kernel visits the blocks of one row of `visible_ranges`: those that may need a mask first.
+
+  The ranges are read again wherever they are needed: registers are scarcer than scalar loads.
+  """
+
+  def __init__(self, ranges, batch, row):
+    self._range = lambda n: ranges[batch if ranges.shape[0] > 1 else 0, row, n]
+
+  @property
+  def zero(self):
+    """0, from memory: what it is added to is no invariant of a loop, to be kept in registers with all its parts."""
+    return self._range(4)
+
+  @property
+  def count(self):
+    return self._range(3) - self._range(0)
+
+  @property
+  def _masked(self):
+    return self.count - (self._range(2) - self._range(1))
+
+  def block(self, n, masked: bool | None = None):
+    """The block that is visited as the n-th; `masked`: whether that is known to be one that may need a mask."""
+    start, whole_start, whole_end = (self._range(n) for n in range(3))
+    first = jnp.where(n < whole_start - start, start + n, whole_end + (n - (whole_start - start)))
+    whole = whole_start + (n - self._masked)
+    return jnp.where(n < self._masked, first, whole) if masked is None else first if masked else whole
+
+  def run(self, step, carry, first=0):
+    """Returns the carry after `carry = step(n, carry, masked)` for every n from `first` on."""
+    masked = jnp.maximum(self._masked, first)
+    carry = lax.fori_loop(0, masked - first, lambda n, carry: step(first + n, carry, True), carry)
+    masked = jnp.maximum(self._masked, first)
+    return lax.fori_loop(0, self.count - masked, lambda n, carry: step(masked + n, carry, False), carry)
+
+
+def scratch_of_keys(arrays: dict, call: Call, stages: int, groups: int, k_size: int):
+  """Returns shared memory for what comes with a block of keys and with the queries of each warpgroup, and the number
+  of copies that fill the former."""
+  scratch, copies = {}, 0
+  if call.tokens:
+    scratch['q_tokens'] = plgpu.SMEM((groups, len(call.tokens), ROWS), jnp.int32)
+    scratch['kv_tokens'] = plgpu.SMEM((stages, len(call.tokens), k_size), jnp.int32)
+    copies += 1
+  if 'bias' in arrays and arrays['bias'].shape[2] == 1:
+    scratch['bias'] = plgpu.SMEM((stages, k_size), jnp.float32)
+    copies += 1
+  elif 'bias' in arrays:
+    tile = transforms(k_size, jnp.float32)
+    scratch['bias'] = plgpu.SMEM((stages, groups, ROWS, k_size), jnp.float32, transforms=tile)
+    copies += groups
+  return scratch, copies
+
+
+def load_with_keys(arrays, smem, call, slot, ready, batch, head, q_start, keys):
+  """Starts the copies that `scratch_of_keys` counts, for one block of keys."""
+  if call.tokens:
+    plgpu.copy_gmem_to_smem(arrays['kv_tokens'].at[:, batch, keys], smem.kv_tokens.at[slot], ready)
+  if 'bias' not in arrays:
+    return
+  bias = arrays['bias']
+  bias = bias.at[batch if bias.shape[0] > 1 else 0, head if bias.shape[1] > 1 else 0]
+  if bias.shape[0] == 1:
+    plgpu.copy_gmem_to_smem(bias.at[0, keys], smem.bias.at[slot], ready)
+  else:
+    for n in range(smem.bias.shape[1]):
+      rows = pl.ds(q_start + n * ROWS, ROWS)
+      plgpu.copy_gmem_to_smem(bias.at[rows, keys], smem.bias.at[slot, n], ready)
+
+
+def tile_of_keys(arrays, smem, call, slot, warpgroup, batch, head, q_start, k_start):
+  """The tile of a warpgroup's queries and a block of keys, with what `load_with_keys` brought."""
+  bias = smem.bias.at[slot] if 'bias' in arrays else None
+  return Tile(
+    call, (ROWS, smem.k.shape[1]), 0, batch, head, q_start, k_start,
+    q_tokens=smem.q_tokens.at[warpgroup] if call.tokens else None,
+    k_tokens=smem.kv_tokens.at[slot] if call.tokens else None,
+    bias=bias.at[warpgroup] if bias is not None and len(bias.shape) == 3 else bias, **scalars(arrays, head),
+  )
+
+
+def scalars(arrays, head) -> dict:
+  """The fields of a tile that are numbers."""
+  places = (('slope', 'alibi_slopes', head), ('seed', 'dropout_seed', 0))
+  return {name: arrays[key][place] for name, key, place in places if key in arrays}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+  """The logits of a warpgroup: which they are, and what the spec does to them.
+
+  Attributes:
+    call: what is static.
+    shape: of the tile.
+    q_axis: axis of the queries, 0 or 1.
+    batch, head: int32 scalars.
+    q_start: place of the first query among the queries.
+    k_start: place of the first key among the keys.
+    q_tokens, k_tokens: int32 refs [len(call.tokens), length of the axis], or None.
+    bias: ref [queries, keys] or [keys], or None; only where q_axis is 0.
+    slope: float32 scalar or None.
+    seed: uint32 scalar or None.
+  """
+
+  call: Call
+  shape: tuple[int, int]
+  q_axis: int
+  batch: Any
+  head: Any
+  q_start: Any
+  k_start: Any
+  q_tokens: Any = None
+  k_tokens: Any = None
+  bias: Any = None
+  slope: Any = None
+  seed: Any = None
+
+  @property
+  def factor(self) -> float:
+    """What the result of `logits` is still to be multiplied by to give logits in base 2."""
+    return LOG2E * (self.call.spec.scale if self._plain else 1)
+
+  @property
+  def _plain(self):
+    return self.call.spec.softcap is None and self.bias is None and self.slope is None
+
+  def logits(self, scores, masked: bool):
+    """Returns the logits up to `factor`, and the derivative of the soft-cap, () where there is none."""
+    softcap = self.call.spec.softcap
+    logits = scores if self._plain else scores * self.call.spec.scale
+    slope = ()
+    if softcap is not None:
+      ratio = jnp.tanh(logits * (1 / softcap))
+      logits, slope = softcap * ratio, 1 - ratio * ratio
+    if self.slope is not None:
+      logits = logits - self.slope * self.distance()
+    if self.bias is not None:
+      bias = self.bias[...].astype(jnp.float32)
+      logits = logits + (bias if bias.ndim == 2 else self._spread(bias, 1 - self.q_axis))
+    return (jnp.where(self._visible(), logits, -jnp.inf) if masked else logits), slope
+
+  def through_softcap(self, gradient, slope):
+    """The gradient of scale * scores from that of the soft-capped logits."""
+    return gradient if self.call.spec.softcap is None else gradient * slope
+
+  def of_queries(self, x):
+    """A vector of the queries as a tile."""
+    return self._spread(x, self.q_axis)
+
+  def distance(self):
+    """How far query and key lie apart, float32."""
+    return jnp.abs(self._offset()).astype(jnp.float32)
+
+  def drop(self, x):
+    """x with dropped places zeroed, and the others scaled up."""
+    rate = self.call.spec.dropout_rate
+    return jnp.where(self._kept, x * (1 / (1 - rate)), 0.0) if rate else x
+
+  @functools.cached_property
+  def _kept(self):
+    fixed, lane = self._columns
+    starts = (self.q_start, self.k_start) if self.q_axis == 0 else (self.k_start, self.q_start)
+    places = self._iota(0) + starts[0], fixed + (lane + starts[1])
+    q_place, k_place = places if self.q_axis == 0 else places[::-1]
+    return keep_mask(self.seed, self.call.spec.dropout_rate, self.batch, self.head, q_place, k_place)
+
+  def _spread(self, x, axis):
+    return lax.broadcast_in_dim(x, self.shape, [axis])
+
+  def _iota(self, axis):
+    # Either way is right; compiled for sm_90a, this choice needs the fewest registers.
+    if axis == 0 and self.q_axis == 1:
+      return self._spread(lax.broadcasted_iota(jnp.int32, self.shape[:1], 0), 0)
+    return lax.broadcasted_iota(jnp.int32, self.shape, axis)
+
+  @property
+  def _columns(self):
+    """The columns as a sum of a part that is constant in each register of a thread and one that is the same in all.
+
+    Of a product, a thread has the columns 8 i + 2 (lane % 4) + {0, 1}. Left whole, they would take a register each
+    through the loop over blocks; so split, they become constants of the instructions that compare with them.
+    """
+    column = self._iota(1)
+    return column & ~6, column & 6
+
+  @property
+  def _row(self):
+    """How far the row's token is ahead of (queries) or behind (keys) the first of the columns' tokens, in indices."""
+    ahead = self.q_start - self.k_start + (self.call.shapes.kv_len - self.call.shapes.q_len)
+    return self._iota(0) + (ahead if self.q_axis == 0 else -ahead)
+
+  def _tokens(self, name):
+    place = self.call.tokens.index(name)
+    return self._spread(self.q_tokens[place], self.q_axis), self._spread(self.k_tokens[place], 1 - self.q_axis)
+
+  def _offset(self):
+    if 'order' in self.call.tokens:
+      q_order, k_order = self._tokens('order')
+      return q_order - k_order
+    fixed, lane = self._columns
+    offset = (self._row - lane) - fixed
+    return offset if self.q_axis == 0 else -offset
+
+  def _in_band(self):
+    """Whether the index of the query is less than `window` ahead of the key's, and not behind where causal."""
+    spec, conditions = self.call.spec, []
+    window = spec.window if 'order' not in self.call.tokens else None
+    if not spec.causal and window is None:
+      return conditions
+    fixed, lane = self._columns
+    row = self._row - lane
+    if spec.causal:
+      conditions.append(fixed <= row if self.q_axis == 0 else fixed >= row)
+    if window is not None:
+      conditions.append(fixed > row - window if self.q_axis == 0 else fixed < row + window)
+    if window is not None and not spec.causal:
+      conditions.append(fixed < row + window if self.q_axis == 0 else fixed > row - window)
+    return conditions
+
+  def _visible(self):
+    conditions = self._in_band()
+    if not self.call.spec.causal:  # where causal, no query that is there sees a key beyond kv_len
+      last = self.call.shapes.kv_len - 1 - self.k_start
+      fixed, lane = self._columns
+      conditions.append(fixed <= last - lane if self.q_axis == 0 else self._iota(0) <= last)
+    if 'order' in self.call.tokens:
+      conditions.append(self._offset() >= 0)
+      if self.call.spec.window is not None:
+        conditions.append(self._offset() < self.call.spec.window)
+    if 'segment_ids' in self.call.tokens:
+      q_ids, k_ids = self._tokens('segment_ids')
+      conditions.append(q_ids == k_ids)
+    return functools.reduce(jnp.logical_and, conditions)

@@ -1,0 +1,69 @@
+"""Block sizes of the Hopper kernels. Every entry compiles without spilling registers or serialising wgmma."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+  """Attributes: compute warpgroups of 64 queries each; keys of a block; blocks in shared memory at once."""
+
+  warpgroups: int
+  k_size: int
+  stages: int
+
+
+FORWARD = {  # by head_dim
+  64: Forward(warpgroups=2, k_size=128, stages=2),
+  96: Forward(warpgroups=2, k_size=128, stages=2),
+  128: Forward(warpgroups=2, k_size=128, stages=2),
+  192: Forward(warpgroups=2, k_size=64, stages=2),
+  256: Forward(warpgroups=2, k_size=64, stages=2),
+}
+FORWARD_RICH = {size: dataclasses.replace(sizes, k_size=64) for size, sizes in FORWARD.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Queries:
+  """Attributes: warpgroups of 64 queries; keys of a block; blocks of keys and of values in shared memory at once."""
+
+  warpgroups: int
+  k_size: int
+  stages: int
+  v_stages: int
+
+
+QUERIES = {
+  64: Queries(warpgroups=2, k_size=128, stages=2, v_stages=2),
+  96: Queries(warpgroups=2, k_size=64, stages=2, v_stages=2),
+  128: Queries(warpgroups=2, k_size=64, stages=2, v_stages=2),
+  192: Queries(warpgroups=2, k_size=64, stages=2, v_stages=1),
+  256: Queries(warpgroups=2, k_size=64, stages=1, v_stages=1),
+}
+QUERIES_RICH = {
+  size: dataclasses.replace(sizes, k_size=64, stages=1 if size > 128 else 2) for size, sizes in QUERIES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+  """Attributes: keys of a tile, and blocks of 64 queries in shared memory at once.
+
+  With 128 keys, each of the two warpgroups has 64 of its own; with 64, one computes the gradient of the keys, the other
+  that of the values.
+  """
+
+  k_size: int
+  stages: int
+
+
+KEYS = {
+  64: Keys(k_size=128, stages=2), 96: Keys(k_size=128, stages=2), 128: Keys(k_size=128, stages=2),
+  192: Keys(k_size=64, stages=2), 256: Keys(k_size=64, stages=2),
+}
+KEYS_RICH = {size: dataclasses.replace(sizes, k_size=64) for size, sizes in KEYS.items()}
+
+
+def sizes(spec, head_dim: int) -> tuple[Forward, Queries, Keys]:
+  """The sizes for a call. What takes registers or shared memory of its own for each logit leaves room for fewer."""
+  rich = spec.bias is not None or spec.alibi_slopes is not None or spec.softcap is not None or spec.dropout_rate > 0
+  tables = (FORWARD_RICH, QUERIES_RICH, KEYS_RICH) if rich else (FORWARD, QUERIES, KEYS)
+  return tuple(table[head_dim] for table in tables)

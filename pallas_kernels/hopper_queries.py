@@ -1,4 +1,4 @@
-"""The gradient of the queries on Hopper: as the forward kernel, a warpgroup owns 64 queries and visits blocks of keys."""
+"""The gradient of the queries on Hopper: as in the forward kernel, a warpgroup owns 64 queries and visits blocks."""
 
 import functools
 import types

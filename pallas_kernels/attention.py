@@ -10,6 +10,8 @@ from pallas_kernels.device import Device, current
 from pallas_kernels.spec import AttentionSpec, Shapes, check
 
 _IMPLEMENTATIONS = {'hopper': hopper, 'tpu': tpu, 'blockwise': blockwise, 'reference': reference, 'cudnn': cudnn}
+# Of these XLA cannot split a call over devices: under jit over several of them they need jax.shard_map.
+ONE_DEVICE = ('hopper', 'tpu')
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -36,6 +38,16 @@ def attention(q, k, v, spec: AttentionSpec, *, implementation: str = 'auto', ret
   Raises:
     ValueError: a shape, dtype or spec is invalid, or `implementation` does not exist or cannot serve the call.
   """
+  implementation = resolve(q, k, v, spec, implementation)
+  with jax.named_scope(f'attention_{implementation}'):
+    out, lse = _IMPLEMENTATIONS[implementation].attend(q, k, v, spec)
+  if return_lse and lse is None:
+    raise ValueError(f"implementation={implementation!r} gives no lse; use 'auto'")
+  return (out, lse) if return_lse else out
+
+
+def resolve(q, k, v, spec: AttentionSpec, implementation: str = 'auto') -> str:
+  """Returns the name of the implementation that `attention` would use, and raises as it does."""
   shapes, device = check(q, k, v, spec), current()
   if implementation == 'auto':
     implementation = _choose(spec, shapes, q.dtype, device)
@@ -46,11 +58,7 @@ def attention(q, k, v, spec: AttentionSpec, *, implementation: str = 'auto', ret
   reason = _IMPLEMENTATIONS[implementation].supports(spec, shapes, q.dtype, device)
   if reason:
     raise ValueError(f"implementation={implementation!r} cannot serve this call: {reason}; use 'auto'")
-  with jax.named_scope(f'attention_{implementation}'):
-    out, lse = _IMPLEMENTATIONS[implementation].attend(q, k, v, spec)
-  if return_lse and lse is None:
-    raise ValueError(f"implementation={implementation!r} gives no lse; use 'auto'")
-  return (out, lse) if return_lse else out
+  return implementation
 
 
 def supports(spec: AttentionSpec, shapes: Shapes, dtype, device: Device) -> dict[str, str]:

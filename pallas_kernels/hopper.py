@@ -11,6 +11,7 @@ from pallas_kernels.block_map import HIDDEN, block_map
 from pallas_kernels.device import Device, current
 from pallas_kernels.hopper_tile import LOG2E, ROWS, Call, visible_ranges
 from pallas_kernels.hopper_tuning import FORWARD, sizes
+from pallas_kernels.sharding import vary_alike
 from pallas_kernels.spec import AttentionSpec, Shapes
 
 _KINDS = ('H100', 'H200', 'H800', 'H20', 'GH200')
@@ -33,7 +34,7 @@ def supports(spec: AttentionSpec, shapes: Shapes, dtype, device: Device) -> str:
 def attend(q, k, v, spec: AttentionSpec):
   """Returns the output, like q, and lse [batch, q_len, heads] in float32."""
   spec = dataclasses.replace(spec, scale=q.shape[-1] ** -0.5 if spec.scale is None else spec.scale)
-  return _attend(q, k, v, spec, current().interpret)
+  return _attend(*vary_alike((q, k, v, spec)), current().interpret)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -61,7 +62,7 @@ def _forward(q, k, v, spec, interpret):
   q = _pad(q, tile, call)
   k, v = (_pad(x, tuning.k_size, call) for x in (k, v))
   out, lse = hopper_forward.forward(q, k, v, arrays, jnp.asarray(ranges), call, tuning)
-  return out[:, :shapes.q_len], jnp.swapaxes(lse[:, :, :shapes.q_len], 1, 2)
+  return vary_alike((out[:, :shapes.q_len], jnp.swapaxes(lse[:, :, :shapes.q_len], 1, 2)), q)
 
 
 def _backward(q, k, v, spec, out, lse, d_out, d_lse, interpret):
@@ -80,7 +81,7 @@ def _backward(q, k, v, spec, out, lse, d_out, d_lse, interpret):
   if spec.bias is not None:
     gradients['bias'] = _d_bias(q, k, v, d_out, rows, spec, call).astype(spec.bias.dtype)
   d_k, d_v = _d_keys(q, k, v, d_out, rows, spec, call)
-  return d_q, d_k, d_v, dataclasses.replace(spec, **gradients)
+  return vary_alike((d_q, d_k, d_v, dataclasses.replace(spec, **gradients)), q)
 
 
 def _d_queries(q, k, v, d_out, rows, spec, call):

@@ -30,13 +30,27 @@ def write(name: str, results: dict, table: str, command: str) -> None:
     table: markdown.
     command: what makes these results again.
   """
-  machine = hardware.describe()
-  record = {'command': command, 'machine': machine, **results}
-  RESULTS.mkdir(exist_ok=True)
-  (RESULTS / f'{name}.json').write_text(json.dumps(record, indent=2) + '\n')
-  about = ', '.join(f'{key} {value}' for key, value in machine.items())
-  (RESULTS / f'{name}.md').write_text(f'# {name}\n\n`{command}`\n\n{table}\n\n{about}\n')
+  save(RESULTS, name, {'command': command, 'machine': hardware.describe(), **results}, table)
   print(table)
+
+
+def save(folder: pathlib.Path, name: str, record: dict, table: str) -> None:
+  """Writes FOLDER/NAME.json and .md; a process that is ended meanwhile leaves the earlier files.
+
+  Args:
+    folder: made where it is missing.
+    name: of the benchmark.
+    record: JSON-able, with `command` and `machine`.
+    table: markdown.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  about = ', '.join(f'{key} {value}' for key, value in record['machine'].items())
+  texts = {'json': json.dumps(record, indent=2) + '\n',
+           'md': f'# {name}\n\n`{record["command"]}`\n\n{table}\n\n{about}\n'}
+  for suffix, text in texts.items():
+    temporary = folder / f'{name}.{suffix}.tmp'
+    temporary.write_text(text)
+    temporary.replace(folder / f'{name}.{suffix}')
 
 
 def markdown_table(headers: list[str], rows: list[list]) -> str:

@@ -6,7 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import hopper_bias, hopper_forward, hopper_keys, hopper_queries
+from pallas_kernels import hopper_bias, hopper_decode, hopper_forward, hopper_keys, hopper_queries
 from pallas_kernels.block_map import HIDDEN, block_map
 from pallas_kernels.device import Device, current
 from pallas_kernels.hopper_tile import LOG2E, ROWS, Call, visible_ranges
@@ -34,7 +34,9 @@ def supports(spec: AttentionSpec, shapes: Shapes, dtype, device: Device) -> str:
 def attend(q, k, v, spec: AttentionSpec):
   """Returns the output, like q, and lse [batch, q_len, heads] in float32."""
   spec = dataclasses.replace(spec, scale=q.shape[-1] ** -0.5 if spec.scale is None else spec.scale)
-  return _attend(*vary_alike((q, k, v, spec)), current().interpret)
+  q, k, v, spec = vary_alike((q, k, v, spec))
+  core = functools.partial(_attend, interpret=current().interpret)
+  return hopper_decode.attend(core, q, k, v, spec) if hopper_decode.serves(spec, q.shape[1]) else core(q, k, v, spec)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -55,7 +57,7 @@ _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
 def _forward(q, k, v, spec, interpret):
-  call, tuning = _call(q, k, spec, interpret), sizes(spec, q.shape[-1])[0]
+  call, tuning = _call(q, k, spec, interpret), sizes(spec, q.shape[-1], q.shape[1])[0]
   shapes, tile = call.shapes, tuning.warpgroups * ROWS
   ranges = visible_ranges(block_map(spec, shapes, tile, tuning.k_size))
   arrays = _arrays(spec, call, tile, tuning.k_size)
@@ -85,7 +87,7 @@ def _backward(q, k, v, spec, out, lse, d_out, d_lse, interpret):
 
 
 def _d_queries(q, k, v, d_out, rows, spec, call):
-  tuning, shapes = sizes(spec, q.shape[-1])[1], call.shapes
+  tuning, shapes = sizes(spec, q.shape[-1], q.shape[1])[1], call.shapes
   tile = tuning.warpgroups * ROWS
   ranges = visible_ranges(block_map(spec, shapes, tile, tuning.k_size))
   arrays = _arrays(spec, call, tile, tuning.k_size)
@@ -97,11 +99,11 @@ def _d_queries(q, k, v, d_out, rows, spec, call):
 
 
 def _d_keys(q, k, v, d_out, rows, spec, call):
-  tuning, shapes = sizes(spec, q.shape[-1])[2], call.shapes
+  tuning, shapes = sizes(spec, q.shape[-1], q.shape[1])[2], call.shapes
   kinds = block_map(spec, shapes, ROWS, tuning.k_size)
   ranges = visible_ranges(kinds.swapaxes(1, 2))
   arrays = _arrays(spec, call, ROWS, tuning.k_size)
-  if 'bias' in arrays:
+  if 'bias' in arrays and spec.bias.shape[2] > 1:
     arrays['bias'] = jnp.swapaxes(arrays['bias'], 2, 3)
   q, d_out = (_pad(x, ROWS, call) for x in (q, d_out))
   k, v = (_pad(x, tuning.k_size, call) for x in (k, v))

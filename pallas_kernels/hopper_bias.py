@@ -32,7 +32,7 @@ def gradient(q, k, v, d_out, rows: dict, arrays: dict, visible, call: Call):
   batch, heads, length, keys = arrays['bias'].shape
   q_tiles = 1 if length == 1 else visible.shape[0]
   return call.kernel(
-    functools.partial(_kernel, call=call, q_tiles=visible.shape[0]), num_threads=_WARPGROUPS + 1,
+    'attention_d_bias', functools.partial(_kernel, call=call, q_tiles=visible.shape[0]), num_threads=_WARPGROUPS + 1,
     grid=(visible.shape[1], q_tiles, batch * heads), grid_names=('k_tile', 'q_tile', 'plane'),
     scratch_types=_scratch(arrays, call, q.dtype),
     out_type=jax.ShapeDtypeStruct((batch, heads, q_tiles * Q_SIZE, keys), jnp.float32),

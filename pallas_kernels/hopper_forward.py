@@ -43,7 +43,8 @@ def forward(q, k, v, arrays: dict, ranges, call: Call, tuning: Forward):
   """
   shapes, q_tiles = call.shapes, ranges.shape[1]
   return call.kernel(
-    functools.partial(_kernel, call=call, tuning=tuning, q_tiles=q_tiles), num_threads=tuning.warpgroups + 1,
+    'attention_forward', functools.partial(_kernel, call=call, tuning=tuning, q_tiles=q_tiles),
+    num_threads=tuning.warpgroups + 1,
     grid=(shapes.heads, q_tiles, shapes.batch), grid_names=('head', 'tile', 'batch'),
     scratch_types=_scratch(arrays, call, tuning, q.dtype),
     out_type=[

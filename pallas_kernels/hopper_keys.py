@@ -28,7 +28,7 @@ def gradient(q, k, v, d_out, rows: dict, arrays: dict, ranges, call: Call, tunin
     k, v: [batch, padded kv_len, kv_heads, head_dim].
     rows: 'lse' in base 2, +inf where a query sees nothing, and 'd_row', the sum of d_out * out less the gradient of the
       lse: float32 [batch, heads, queries in whole blocks of 64].
-    arrays: the spec's arrays, as `hopper` lays them out, but the bias [.., keys, queries].
+    arrays: the spec's arrays, as `hopper` lays them out, but a bias of each query [.., keys, queries].
     ranges: int32 [batch or 1, k_tiles, 5], from `visible_ranges` of the map transposed.
     call: what is static.
     tuning: sizes and stages.
@@ -36,7 +36,7 @@ def gradient(q, k, v, d_out, rows: dict, arrays: dict, ranges, call: Call, tunin
   shapes, k_tiles = call.shapes, ranges.shape[1]
   out = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)]
   return call.kernel(
-    functools.partial(_kernel, call=call, tuning=tuning), num_threads=_WARPGROUPS + 1,
+    'attention_d_keys', functools.partial(_kernel, call=call, tuning=tuning), num_threads=_WARPGROUPS + 1,
     grid=(shapes.kv_heads, k_tiles, shapes.batch), grid_names=('head', 'tile', 'batch'),
     scratch_types=_scratch(arrays, call, tuning, q.dtype), out_type=out,
   )(q, k, v, d_out, rows, arrays, ranges)
@@ -58,7 +58,7 @@ def _scratch(arrays, call, tuning, dtype):
     scratch['kv_tokens'] = plgpu.SMEM((tokens, tuning.k_size), jnp.int32)
     scratch['q_tokens'] = plgpu.SMEM((stages, tokens, ROWS), jnp.int32)
   if 'bias' in arrays:
-    whole, tile = arrays['bias'].shape[3] > 1, transforms(ROWS, jnp.float32)
+    whole, tile = arrays['bias'].shape[2] > 1, transforms(ROWS, jnp.float32)
     scratch['bias'] = (plgpu.SMEM((stages, owners, ROWS, ROWS), jnp.float32, transforms=tile) if whole
                        else plgpu.SMEM((stages, owners, ROWS), jnp.float32))
     copies += owners
@@ -122,7 +122,7 @@ def _load(q_ref, k_ref, v_ref, d_out_ref, rows, arrays, smem, call, tuning, batc
       bias = arrays['bias']
       bias = bias.at[batch if bias.shape[0] > 1 else 0, head if bias.shape[1] > 1 else 0]
       for n, place in enumerate(places):
-        part = bias.at[place, queries] if bias.shape[1] > 1 else bias.at[place, 0]
+        part = bias.at[place, queries] if bias.shape[0] > 1 else bias.at[0, place]
         plgpu.copy_gmem_to_smem(part, smem.bias.at[slot, n], ready)
 
   @pl.loop(0, jnp.minimum(groups * visits.count, tuning.stages))

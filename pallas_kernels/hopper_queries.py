@@ -41,7 +41,8 @@ def gradient(q, k, v, d_out, rows: dict, arrays: dict, ranges, call: Call, tunin
   if 'alibi_slopes' in arrays:
     out.append(jax.ShapeDtypeStruct(rows['lse'].shape, jnp.float32))
   return call.kernel(
-    functools.partial(_kernel, call=call, tuning=tuning, q_tiles=q_tiles), num_threads=tuning.warpgroups + 1,
+    'attention_d_queries', functools.partial(_kernel, call=call, tuning=tuning, q_tiles=q_tiles),
+    num_threads=tuning.warpgroups + 1,
     grid=(shapes.heads, q_tiles, shapes.batch), grid_names=('head', 'tile', 'batch'),
     scratch_types=_scratch(arrays, call, tuning, q.dtype), out_type=out,
   )(q, k, v, d_out, rows, arrays, ranges)

@@ -141,8 +141,9 @@ class Call:
   def simulated(self) -> bool:
     return bool(self.interpret)
 
-  def kernel(self, body, **options):
-    """Returns `plgpu.kernel(body)` with what all kernels have in common."""
+  def kernel(self, name, body, **options):
+    """Returns `plgpu.kernel(body)` with what all kernels have in common; profiles show it by its name."""
+    body.__name__ = name
     if self.simulated:
       options['interpret'] = self.interpret
     return plgpu.kernel(body, thread_name='warpgroup', compiler_params=_COMPILER, **options)

@@ -21,6 +21,9 @@ FORWARD = {  # by head_dim
 }
 FORWARD_RICH = {size: dataclasses.replace(sizes, k_size=64) for size, sizes in FORWARD.items()}
 
+DECODE = {
+  size: dataclasses.replace(sizes, warpgroups=1, stages=3 if size < 192 else 2) for size, sizes in FORWARD.items()}
+
 
 @dataclasses.dataclass(frozen=True)
 class Queries:
@@ -62,8 +65,9 @@ KEYS = {
 KEYS_RICH = {size: dataclasses.replace(sizes, k_size=64) for size, sizes in KEYS.items()}
 
 
-def sizes(spec, head_dim: int) -> tuple[Forward, Queries, Keys]:
+def sizes(spec, head_dim: int, q_len: int) -> tuple[Forward, Queries, Keys]:
   """The sizes for a call. What takes registers or shared memory of its own for each logit leaves room for fewer."""
   rich = spec.bias is not None or spec.alibi_slopes is not None or spec.softcap is not None or spec.dropout_rate > 0
   tables = (FORWARD_RICH, QUERIES_RICH, KEYS_RICH) if rich else (FORWARD, QUERIES, KEYS)
-  return tuple(table[head_dim] for table in tables)
+  found = tuple(table[head_dim] for table in tables)
+  return (DECODE[head_dim], *found[1:]) if q_len <= 64 and not rich else found

@@ -36,7 +36,7 @@ def serve(handlers: dict) -> None:
 
 
 def die_if_broken() -> None:
-  """Ends the process if the device computes no more, as after a kernel's illegal access: every later call would fail."""
+  """Ends the process if the device is lost, as after a kernel's illegal access: every later call would fail."""
   try:
     jax.block_until_ready(jnp.arange(8) + 1)
   except Exception as error:

@@ -1,7 +1,7 @@
 """From a resolved config to a compiled program: model, loss and its transformations, optimizer, mesh."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -51,12 +51,13 @@ class Program:
   evaluate: Callable
 
 
-def build(config, epoch_steps: float | None = None) -> Program:
+def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device] | None = None) -> Program:
   """Builds the program of a config whose model sizes are known; nothing is compiled yet.
 
   Args:
     config: the whole config, `model.vocab_size` given.
     epoch_steps: steps of one pass over the training data, for durations in epochs.
+    devices: of the mesh; None: all. Those of a topology can be compiled for without being there.
 
   Raises:
     ValueError: a duration cannot be converted, or a parameter cannot be sharded over the mesh.
@@ -70,7 +71,7 @@ def build(config, epoch_steps: float | None = None) -> Program:
   step = make_step(losses.with_penalties(loss, config.optimizer, axes), optimizer, schedule, seed=config.seed,
                    accumulation_steps=config.optimizer.accumulation_steps, ema_decay=config.optimizer.ema_decay)
 
-  mesh = parallel.make_mesh(config.mesh)
+  mesh = parallel.make_mesh(config.mesh, devices)
   create_state = lambda: init_state(model, optimizer, jax.random.key(config.seed), config.optimizer.ema_decay > 0)
   abstract_state = jax.eval_shape(create_state)
   param_shardings = parallel.parameter_shardings(abstract_state.params, axes, mesh, config.zero_stage)

@@ -25,6 +25,8 @@ def supports(spec: AttentionSpec, shapes: Shapes, dtype, device: Device) -> str:
     return f'hopper takes a head_dim of {", ".join(map(str, FORWARD))}, not {shapes.head_dim}'
   if spec.bias is not None and shapes.head_dim == 256:
     return 'hopper takes a bias up to a head_dim of 192: with more, shared memory is too small for it'
+  if spec.scale is not None and spec.scale <= 0:
+    return f'hopper takes a scale above 0, not {spec.scale}'
   if not device.interpret and not (device.platform == 'gpu' and any(kind in device.kind for kind in _KINDS)):
     kind = device.kind or device.platform
     return f'hopper needs an NVIDIA GPU of the Hopper generation ({", ".join(_KINDS)}), not {kind}'

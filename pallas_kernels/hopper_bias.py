@@ -9,7 +9,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper_tile import ROWS, Call, Tile, products, scalars, transforms
+from pallas_kernels.hopper_tile import ROWS, Call, Tile, free, products, scalars, transforms
 
 _WARPGROUPS = 2  # that compute, of 64 queries each
 Q_SIZE, K_SIZE = _WARPGROUPS * ROWS, 64
@@ -40,7 +40,7 @@ def gradient(q, k, v, d_out, rows: dict, arrays: dict, visible, call: Call):
 
 
 def _scratch(arrays, call, dtype):
-  stages, head_dim, tokens = 2 if call.shapes.head_dim <= 128 else 1, call.shapes.head_dim, len(call.tokens)
+  stages, head_dim, tokens = 2 if call.shapes.head_dim < 128 else 1, call.shapes.head_dim, len(call.tokens)
   block = lambda *number: plgpu.SMEM((*number, 64, head_dim), dtype, transforms=transforms(head_dim, dtype))
   row = plgpu.SMEM((stages, _WARPGROUPS, ROWS), jnp.float32)
   tile = plgpu.SMEM((_WARPGROUPS, ROWS, K_SIZE), jnp.float32, transforms=transforms(K_SIZE, jnp.float32))
@@ -147,7 +147,7 @@ def _accumulate(arrays, smem, call, count, warpgroup, k_start, place):
     zeros = jnp.zeros(shape, jnp.float32)
     (_, d_p), p = products(start, (zeros, zeros), zeros, simulated=call.simulated)
     d_row = tile.of_queries(smem.d_row.at[slot, warpgroup][...])
-    plgpu.barrier_arrive(smem.freed.at[slot])
+    free(smem.freed.at[slot], read=True)
     return total + p * (tile.drop(d_p) - d_row)
 
   return lax.fori_loop(0, count, step, jnp.zeros(shape, jnp.float32))

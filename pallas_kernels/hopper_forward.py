@@ -21,6 +21,7 @@ from pallas_kernels.hopper_tile import (
   Call,
   Visits,
   add_product,
+  free,
   load_with_keys,
   products,
   scratch_of_keys,
@@ -124,12 +125,13 @@ def _load(k_ref, v_ref, arrays, smem, call, tuning, batch, head, q_start, visits
 def _attend(arrays, smem, call, tuning, batch, head, warpgroup, q_start, visits):
   """Returns the output, float32 [ROWS, head_dim], and the lse, float32 [ROWS], of one warpgroup."""
   my_q, dtype = smem.q.at[warpgroup], smem.q.dtype
+  wide = call.shapes.head_dim > 128
   slot_of = lambda n: lax.rem(n, tuning.stages)
 
   def softmax(scores, block, slot, masked, maximum, total):
     tile = tile_of_keys(arrays, smem, call, slot, warpgroup, batch, head, q_start, block * tuning.k_size)
     logits, _ = tile.logits(scores, masked)
-    plgpu.barrier_arrive(smem.k_freed.at[slot])
+    free(smem.k_freed.at[slot], read=bool(call.tokens) or 'bias' in arrays)
     higher = jnp.maximum(maximum, jnp.max(logits, axis=1) * tile.factor)
     shrink = jnp.exp2(maximum - higher)
     p = jnp.exp2(logits * tile.factor - tile.of_queries(higher))
@@ -141,12 +143,12 @@ def _attend(arrays, smem, call, tuning, batch, head, warpgroup, q_start, visits)
   def step(n, carry, masked):
     out, maximum, total, p = carry
     slot, before = slot_of(n), slot_of(n - 1)
-
+    mine = smem.q.at[warpgroup + visits.zero] if wide else my_q  # the places of many parts of q would take registers
     plgpu.barrier_wait(smem.turn.at[warpgroup])
 
     def body(sums):
       out, scores = sums
-      scores.add(my_q, smem.k.at[slot], transpose_b=True)
+      scores.add(mine, smem.k.at[slot], transpose_b=True)
       plgpu.barrier_wait(smem.v_loaded.at[before])
       out.add(p, smem.v.at[before])
       plgpu.barrier_arrive(smem.turn.at[lax.rem(warpgroup + 1, tuning.warpgroups)])

@@ -14,7 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper_tile import ROWS, Call, Tile, Visits, add_product, products, scalars, transforms
+from pallas_kernels.hopper_tile import ROWS, Call, Tile, Visits, add_product, free, products, scalars, transforms
 from pallas_kernels.hopper_tuning import Keys
 
 _WARPGROUPS = 2  # that compute
@@ -175,7 +175,7 @@ def _accumulate(arrays, smem, call, tuning, batch, kv_head, k_start, visits, own
       d_logits = p * (tile.drop(sums['d_p']) - tile.of_queries(smem.d_row.at[slot][...]))
       d_scores = tile.through_softcap(d_logits, slope).astype(dtype)
       carry['k'] = add_product(carry['k'], d_scores, smem.q.at[slot], simulated=call.simulated)
-    plgpu.barrier_arrive(smem.freed.at[slot])
+    free(smem.freed.at[slot], read=True)
     return carry
 
   carry = {name: jnp.zeros((ROWS, call.shapes.head_dim), jnp.float32) for name in wanted} | {'slot': jnp.int32(0)}

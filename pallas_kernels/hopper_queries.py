@@ -14,6 +14,7 @@ from pallas_kernels.hopper_tile import (
   Call,
   Visits,
   add_product,
+  free,
   load_with_keys,
   products,
   scratch_of_keys,
@@ -148,7 +149,7 @@ def _accumulate(arrays, smem, call, tuning, batch, head, warpgroup, q_start, vis
       d_slope = d_slope - jnp.sum(d_logits * tile.distance(), axis=1)
     d_scores = tile.through_softcap(d_logits, slope).astype(dtype)
     d_q = add_product(d_q, d_scores, smem.k.at[slot], simulated=call.simulated)
-    plgpu.barrier_arrive(smem.k_freed.at[slot])
+    free(smem.k_freed.at[slot], read=bool(call.tokens) or 'bias' in arrays)
     return d_q, d_slope
 
   carry = jnp.zeros((ROWS, call.shapes.head_dim), jnp.float32), jnp.zeros((ROWS,), jnp.float32)

@@ -57,6 +57,7 @@ class _SimulatedAccumulator:
 
   def add(self, a, b, *, transpose_a: bool = False, transpose_b: bool = False):
     a, b = a[...], b[...]
+    plgpu.commit_smem()  # the tensor cores read through the proxy of TMA, so that its next write needs no fence
     self.sum += jnp.dot(a.T if transpose_a else a, b.T if transpose_b else b, preferred_element_type=jnp.float32)
 
   def value(self, in_flight: int):
@@ -218,6 +219,13 @@ def load_with_keys(arrays, smem, call, slot, ready, batch, head, q_start, keys):
     for n in range(smem.bias.shape[1]):
       rows = pl.ds(q_start + n * ROWS, ROWS)
       plgpu.copy_gmem_to_smem(bias.at[rows, keys], smem.bias.at[slot, n], ready)
+
+
+def free(barrier, read: bool):
+  """Lets the loading warpgroup fill a slot again; `read`: whether loads, and not products alone, have read it."""
+  if read:
+    plgpu.commit_smem()  # TMA writes through another proxy than loads read through
+  plgpu.barrier_arrive(barrier)
 
 
 def tile_of_keys(arrays, smem, call, slot, warpgroup, batch, head, q_start, k_start):

@@ -113,7 +113,7 @@ def test_it_agrees_with_the_reference(implementation, call):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('implementation, longest, examples', [
-  ('blockwise', 40, 300), ('tpu', 40, 60), ('tpu', 600, 15),
+  ('blockwise', 40, 200), ('blockwise', 600, 30), ('tpu', 40, 60), ('tpu', 600, 15),
 ])
 def test_it_agrees_with_the_reference_at_length(implementation, longest, examples):
   @hypothesis.given(call=_calls(longest))
@@ -200,7 +200,7 @@ def test_supports_answers_for_every_implementation_in_words():
 
 
 @pytest.mark.parametrize('changes, message', [
-  ({'implementation': 'hopper'}, r"no attention implementation 'hopper'; use 'auto' or one of \['blockwise', 'refe"),
+  ({'implementation': 'gpu'}, r"no attention implementation 'gpu'; use 'auto' or one of \['blockwise', 'cudnn', 'hop"),
   ({'k': jnp.zeros((2, 19, 3, 8)), 'v': jnp.zeros((2, 19, 3, 8))}, 'kv_heads must divide heads; got 3'),
   ({'v': jnp.zeros((2, 18, 2, 8))}, 'k, v of one shape'),
   ({'q': jnp.zeros((2, 19, 4, 4))}, 'agree in batch and head_dim'),

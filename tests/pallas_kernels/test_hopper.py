@@ -172,6 +172,7 @@ def test_it_composes_down_to_gpu_code(compose):
   ({'dtype': jnp.dtype('float32')}, 'bfloat16 and float16, not float32'),
   ({'head_dim': 80}, 'head_dim of 64, 96, 128, 192, 256, not 80'),
   ({'head_dim': 256, 'spec': AttentionSpec(bias=jnp.zeros((1, 2, 4, 4)))}, 'a bias up to a head_dim of 192'),
+  ({'spec': AttentionSpec(scale=-1.0)}, 'a scale above 0, not -1.0'),
   ({'device': Device('gpu', 'NVIDIA A100')}, 'Hopper generation .*, not NVIDIA A100'),
   ({'device': Device('cpu', 'cpu')}, 'not cpu'),
 ])

@@ -38,7 +38,9 @@ def table(results: dict) -> str:
       peak / _GIB if peak else '', record.get('compile_seconds', ''),
       f'{record.get("mosaic_kernels", "?")} Mosaic kernels'])
     notes += [f'* {name}: {failed}' for failed in record.get('failed', [])]
-  return '\n\n'.join([common.markdown_table(_HEADERS, rows), *notes])
+    if peak and not record.get('mosaic_kernels'):
+      notes.append(f'* {name}: attention did not run in Hopper kernels: {"; ".join(record["attention"])}')
+  return '\n\n'.join([common.markdown_table(_HEADERS, rows), *(['\n'.join(notes)] if notes else [])])
 
 
 def measure(arguments) -> bool:
@@ -95,13 +97,14 @@ def compile_only(arguments) -> None:
     for case in chosen:
       start = time.perf_counter()
       built = program.build(train_gpu_cases.config(case, dry_run=False), devices=devices)
-      with target(gpu.H200), train_gpu_worker.attention_choices() as choices:
+      with target(gpu.H200):
         compiled = built.step.lower(built.abstract_state, train_gpu_cases.batch_shape(case)).compile()
       memory = train_gpu_worker.memory(compiled)
       bound = case.rows * case.length * built.model.flops_per_token(case.length) / gpu.REACHABLE_FLOPS
       print(f'{case.name}, {case.rows} x {case.length}, remat {case.remat}, {case.optimizer}, '
             f'{built.model.num_params / 1e6:,.0f}M parameters: state {memory["argument_bytes"] / _GIB:.1f} GiB, '
-            f'temporaries {memory["temporary_bytes"] / _GIB:.1f} GiB; {"; ".join(choices)}; '
+            f'temporaries {memory["temporary_bytes"] / _GIB:.1f} GiB; '
+            f'{train_gpu_worker.mosaic_kernels(compiled)} calls of Mosaic kernels; '
             f'{gpu.ptxas_line(gpu.ptxas_reports(dumps))}; a step takes at least {1e3 * bound:.0f} ms; '
             f'compiled in {time.perf_counter() - start:.0f} s', flush=True)
 

@@ -88,8 +88,8 @@ def utilisation(case, model, tokens_per_second: float) -> dict:
   KempnerForge and others do.
   """
   peak = hardware.peak_flops(jax.local_devices()[:1], 'bfloat16')
-  config = model.config
-  attention = 12 * config.num_layers * config.num_heads * config.head_dim * case.length
+  model_config = model.config
+  attention = 12 * model_config.num_layers * model_config.num_heads * model_config.head_dim * case.length
   per_token = {'mfu': model.flops_per_token(case.length), 'mfu_all_parameters': 6 * model.num_params + attention}
   return {name: tokens_per_second * flops / peak if peak else None for name, flops in per_token.items()}
 
@@ -112,7 +112,7 @@ class attention_choices:
 
 def mosaic_kernels(compiled) -> int:
   """How many Mosaic kernels the program calls, those of a scanned layer once."""
-  return sum('mosaic_gpu' in line for line in compiled.as_text().splitlines() if 'custom_call_target' in line)
+  return compiled.as_text().count('custom_call_target="mosaic_gpu')
 
 
 def memory(compiled) -> dict:

@@ -64,7 +64,7 @@ def _model():
   model.init_depth_scaling = True  # residual outputs initialised 1/sqrt(2 num_layers) smaller
   model.layer_loop = 'auto'  # scan | unroll | auto (unroll on CPU, scan elsewhere)
   model.remat = 'none'  # none | full (recompute each block) | selective (keep matmul outputs)
-  model.attention_implementation = 'auto'  # auto | reference | blockwise | hopper | tpu | cudnn
+  model.attention_implementation = 'auto'  # auto (on Hopper GPUs its own kernels) | reference | blockwise | tpu
   return model
 
 

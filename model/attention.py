@@ -1,13 +1,11 @@
 """Self-attention with many, grouped or one key head. L length, D embed, H heads, G kv_heads, K head_dim."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from model import layers
 from model import positions as pos
-from pallas_kernels import ONE_DEVICE, AttentionSpec, attention, resolve
+from pallas_kernels import AttentionSpec, Partition, attention
 from parallel import axes as ax
 
 
@@ -53,23 +51,15 @@ class SelfAttention(layers.Module):
       cache = tuple(jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), context.cache_length, axis=1)
                     for old, new in zip(cache, (k, v)))
       k, v = cache
-    return self.out(_attend(q, k, v, context.spec(self.dropout_rate, key), self.implementation)), cache
+    attended = attention(q, k, v, context.spec(self.dropout_rate, key), implementation=self.implementation,
+                         partition=_partition())
+    return self.out(attended), cache
 
 
-def _attend(q, k, v, spec, implementation):
-  """Attention, on each device by itself where the implementation cannot be split over devices otherwise."""
-  name = resolve(q, k, v, spec, implementation)
-  if name not in ONE_DEVICE:
-    return attention(q, k, v, spec, implementation=name)
-
-  def run(shard, q, k, v, spec):
-    if spec.dropout_seed is not None:  # its places count from the first row of the part: parts drop independently
-      spec = dataclasses.replace(spec, dropout_seed=spec.dropout_seed + jnp.uint32(0x9E3779B9) * jnp.uint32(shard))
-    return attention(q, k, v, spec, implementation=name)
-
-  queries, keys = (ax.BATCH, ax.LENGTH, ax.HEADS, ax.HEAD_DIM), (ax.BATCH, ax.LENGTH, ax.KV_HEADS, ax.HEAD_DIM)
-  spec_axes = jax.tree.map(lambda x: (ax.BATCH, ax.LENGTH)[:jnp.ndim(x)], spec)  # segments, orders, a seed
-  return ax.per_shard(run, (q, k, v, spec), (queries, keys, keys, spec_axes), queries)
+def _partition():
+  """How the active mesh of several devices holds queries and keys; None without one."""
+  axes = [(ax.BATCH, ax.LENGTH, heads, ax.HEAD_DIM) for heads in (ax.HEADS, ax.KV_HEADS)]
+  return None if (mesh := ax.active_mesh()) is None else Partition(mesh, *map(ax.spec_of, axes))
 
 
 class Context:

@@ -9,7 +9,7 @@ _CHOICES = {
     'family': tuple(FAMILIES), 'positions': positions.POSITIONS, 'norm': layers.NORMS,
     'norm_position': block.NORM_POSITIONS, 'activation': tuple(feed_forward.ACTIVATIONS), 'init': layers.INITS,
     'layer_loop': stack.LAYER_LOOPS, 'remat': stack.REMATS,
-    'attention_implementation': ('auto', 'reference', 'blockwise', 'hopper', 'tpu', 'cudnn'),
+    'attention_implementation': ('auto', 'reference', 'blockwise', 'tpu'),
 }
 
 

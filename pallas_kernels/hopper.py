@@ -65,7 +65,9 @@ def _forward(q, k, v, spec, interpret):
   arrays = _arrays(spec, call, tile, tuning.k_size)
   q = _pad(q, tile, call)
   k, v = (_pad(x, tuning.k_size, call) for x in (k, v))
-  out, lse = hopper_forward.forward(q, k, v, arrays, jnp.asarray(ranges), call, tuning)
+  # The barrier keeps XLA from fusing slices of a stacked result into a second call of the kernel.
+  out, lse = jax.lax.optimization_barrier(hopper_forward.forward(
+    q, k, v, arrays, jnp.asarray(ranges), call, tuning))
   return vary_alike((out[:, :shapes.q_len], jnp.swapaxes(lse[:, :, :shapes.q_len], 1, 2)), q)
 
 
@@ -141,11 +143,11 @@ def _call(q, k, spec, interpret):
 def _arrays(spec, call, q_size, k_size):
   """The spec's arrays for kernels whose tiles have these sizes."""
   arrays = {}
-  for side, size, padding in (('q', q_size, -1), ('kv', k_size, -2)):
+  for side, size, padding in (('q', q_size, 0), ('kv', k_size, 1)):
     if call.tokens:
       fields = [getattr(spec, f'{side}_{name}').astype(jnp.int32) for name in call.tokens]
       if call.tokens[0] == 'segment_ids':  # padding differs from every segment, so that kernels compare for equality
-        fields[0] = jnp.where(fields[0] == 0, padding, fields[0])
+        fields[0] = jnp.where(fields[0] == 0, jnp.iinfo(jnp.int32).min + padding, fields[0])
       arrays[f'{side}_tokens'] = _whole_tiles(jnp.stack(fields), 2, size)
   if spec.bias is not None:
     bias = spec.bias.astype(jnp.float32)

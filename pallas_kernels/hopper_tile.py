@@ -41,9 +41,9 @@ class _Accumulator:
   def __init__(self, ref):
     self._ref = ref
 
-  def add(self, a, b, *, transpose_a: bool = False, transpose_b: bool = False):
+  def add(self, a, b, *, transpose_b: bool = False):
     """Starts adding a @ b: a is in registers or shared memory, b in shared memory."""
-    plgpu.wgmma(self._ref, _transposed(a, transpose_a), _transposed(b, transpose_b))
+    plgpu.wgmma(self._ref, a, plgpu.transpose_ref(b, (1, 0)) if transpose_b else b)
 
   def value(self, in_flight: int):
     """The sum, once at most that many products, the ones started last, are still running."""
@@ -55,18 +55,14 @@ class _SimulatedAccumulator:
   def __init__(self, value):
     self.sum = value
 
-  def add(self, a, b, *, transpose_a: bool = False, transpose_b: bool = False):
+  def add(self, a, b, *, transpose_b: bool = False):
     a, b = a[...], b[...]
     plgpu.commit_smem()  # the tensor cores read through the proxy of TMA, so that its next write needs no fence
-    self.sum += jnp.dot(a.T if transpose_a else a, b.T if transpose_b else b, preferred_element_type=jnp.float32)
+    self.sum += jnp.dot(a, b.T if transpose_b else b, preferred_element_type=jnp.float32)
 
   def value(self, in_flight: int):
     del in_flight
     return self.sum
-
-
-def _transposed(x, transpose):
-  return plgpu.transpose_ref(x, (1, 0)) if transpose else x
 
 
 def products(body, sums, results=(), *, simulated: bool):
@@ -95,10 +91,10 @@ def products(body, sums, results=(), *, simulated: bool):
   return pl.run_state(run)((jax.tree.map(plgpu.ACC.init, sums), results))
 
 
-def add_product(total, a, b, *, simulated: bool, **transposed):
+def add_product(total, a, b, *, transpose_b: bool = False, simulated: bool):
   """Returns total + a @ b."""
   def body(total):
-    total.add(a, b, **transposed)
+    total.add(a, b, transpose_b=transpose_b)
     return ()
 
   return products(body, total, simulated=simulated)[0]
@@ -257,7 +253,7 @@ class Tile:
     q_start: place of the first query among the queries.
     k_start: place of the first key among the keys.
     q_tokens, k_tokens: int32 refs [len(call.tokens), length of the axis], or None.
-    bias: ref [queries, keys] or [keys], or None; only where q_axis is 0.
+    bias: ref, of the tile's shape or [keys], or None.
     slope: float32 scalar or None.
     seed: uint32 scalar or None.
   """

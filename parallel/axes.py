@@ -2,7 +2,7 @@
 
 A model names the axes of its parameters and activations logically and never a mesh axis. `constrain` is the one call a
 model makes of its own accord: inside `activation_sharding` it pins an activation to the mesh, elsewhere it does
-nothing, so that a model runs without a mesh. `per_shard` is for what the compiler cannot split over devices itself.
+nothing, so that a model runs without a mesh. `active_mesh` and `spec_of` are for what the compiler cannot split itself.
 """
 
 import contextlib
@@ -48,27 +48,12 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec_of(axes)))
 
 
-def per_shard(function, arguments: tuple, in_axes: tuple, out_axes: tuple[str | None, ...]):
-  """Calls `function(shard, *arguments)` on each device's part of the arguments.
-
-  Args:
-    function: takes the number of the part, int32, and its arrays; returns one array.
-    arguments: trees of arrays.
-    in_axes: the same trees with a tuple of logical axis names for each array.
-    out_axes: logical axis names of the result.
-
-  Returns:
-    The parts' results as one array; without an active mesh of several devices, `function(0, *arguments)`.
-  """
+def active_mesh() -> jax.sharding.Mesh | None:
+  """The mesh that activations are pinned to, where it has several devices."""
   active = _active.get()
-  if active is None or active[0].size == 1:
-    return function(0, *arguments)
-  mesh, spec_of = active
-  is_names = lambda x: type(x) is tuple and all(name is None or isinstance(name, str) for name in x)
-  in_specs, out_spec = jax.tree.map(spec_of, in_axes, is_leaf=is_names), spec_of(out_axes)
-  split = tuple(name for names in out_spec for name in ((names,) if isinstance(names, str) else names or ()))
+  return None if active is None or active[0].size == 1 else active[0]
 
-  def run(*parts):
-    return function(jax.lax.axis_index(split) if split else 0, *parts)
 
-  return jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=out_spec)(*arguments)
+def spec_of(axes: tuple[str | None, ...]) -> jax.sharding.PartitionSpec:
+  """How the active mesh splits an activation whose dimensions are named by `axes`."""
+  return _active.get()[1](axes)

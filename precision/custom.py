@@ -15,12 +15,13 @@ def call_again(eqn, inputs) -> list:
   they are given. Where the Python function is out of reach (it was vmapped inside the transformed function, closes
   over traced values, or asks for symbolic zeros) the equation runs as it is, in float32.
   """
-  consts, args = inputs[:eqn.params['num_consts']], inputs[eqn.params['num_consts']:]
+  args = inputs[eqn.params['num_consts']:]
   same = all(x.dtype == var.aval.dtype for x, var in zip(inputs, eqn.invars))
-  out_of_reach = eqn.params['symbolic_zeros'] or any(isinstance(x, jax.core.Tracer) for x in consts)
-  if same or out_of_reach or (functions := _python_functions(eqn.params)) is None:
+  if same or eqn.params['symbolic_zeros'] or (functions := _python_functions(eqn.params)) is None:
     return bind(eqn, inputs)
   forward, backward, structure = functions
+  if _holds_tracer((forward, backward), set()):
+    return bind(eqn, inputs)
 
   @jax.custom_vjp
   def call(*args):
@@ -70,6 +71,24 @@ def _python_functions(params):
     return None
   structure, = (x for x in forward.transforms[0][1] if isinstance(x, jax.tree_util.PyTreeDef))
   return _without_flattening(forward), _without_flattening(backward), structure
+
+
+def _holds_tracer(x, seen) -> bool:
+  """Whether a function, or what it is made of, closes over a traced value, which is stale when it is called again."""
+  if isinstance(x, jax.core.Tracer) or id(x) in seen:
+    return isinstance(x, jax.core.Tracer)
+  seen.add(id(x))
+  if isinstance(x, (tuple, list, dict)):
+    parts = x
+  elif isinstance(x, functools.partial):
+    parts = (x.func, x.args, x.keywords)
+  elif isinstance(x, jax.custom_vjp):
+    parts = (x.fun, x.fwd, x.bwd)
+  elif getattr(x, '__closure__', None):
+    parts = _closure(x)
+  else:
+    parts = ()
+  return any(_holds_tracer(part, seen) for part in (parts.values() if isinstance(parts, dict) else parts))
 
 
 def _closure(function) -> dict:

@@ -1,4 +1,7 @@
-"""Attention that XLA cannot split over devices runs on each device's part of the batch, with the same result."""
+"""Attention kernels within the model: chosen in the dtype that precision gives, on each device's part of a mesh."""
+
+import contextlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +10,9 @@ import pytest
 
 import model as model_lib
 import objectives
+import precision
 from configs import base
+from pallas_kernels import Device, target
 from parallel import axes, rules
 
 
@@ -39,7 +44,7 @@ def test_attention_that_only_one_device_can_run_runs_on_each_ones_rows_with_the_
   loss, params = _loss()
   batch, key = _batch(), jax.random.key(0)
   expected = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch, key)
-  monkeypatch.setattr('model.attention.ONE_DEVICE', ('blockwise',))
+  monkeypatch.setattr(sys.modules['pallas_kernels.attention'], '_ONE_DEVICE', ('blockwise',))
 
   def step(params, batch, key):
     with axes.activation_sharding(mesh, rules.activation_spec):
@@ -53,11 +58,24 @@ def test_attention_that_only_one_device_can_run_runs_on_each_ones_rows_with_the_
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_parts_of_a_batch_know_their_number_and_one_device_is_part_0(mesh):
-  rows = jnp.zeros((8, 3))
-  number = lambda shard, x: x + shard
-  assert not np.any(axes.per_shard(number, (rows,), ((axes.BATCH, axes.LENGTH),), (axes.BATCH, axes.LENGTH)))
-  with axes.activation_sharding(mesh, rules.activation_spec):
-    numbered = jax.jit(lambda x: axes.per_shard(
-      number, (x,), ((axes.BATCH, axes.LENGTH),), (axes.BATCH, axes.LENGTH)))(rows)
-  assert np.array_equal(numbered[:, 0], np.arange(8))
+@pytest.mark.parametrize('length, remat', [(64, 'none'), (1024, 'full')])
+@pytest.mark.parametrize('devices', [1, 8])
+def test_the_model_in_bfloat16_reaches_the_kernels_of_a_gpu(mesh, devices, length, remat):
+  config = base.get_config()
+  config.model.update({
+    'vocab_size': 64, 'num_layers': 2, 'embed_dim': 128, 'num_heads': 2, 'num_kv_heads': 1, 'max_length': length,
+    'remat': remat,
+  })
+  model, params = model_lib.build(config.model)
+  loss = precision.bf16(objectives.loss(config.objective, model))
+  batch = dict.fromkeys(('tokens', 'segment_ids', 'positions'), jnp.ones((8, length + 1), jnp.int32))
+
+  def step(params, batch, key):
+    context = axes.activation_sharding(mesh, rules.activation_spec) if devices > 1 else contextlib.nullcontext()
+    with context:
+      return jax.grad(loss, has_aux=True)(params, batch, key)
+
+  with target(Device('gpu', 'NVIDIA H200')):
+    traced = jax.jit(step).trace(params, batch, jax.random.key(0))
+  assert ('shard_map' in str(traced.jaxpr)) == (devices > 1)
+  assert traced.lower(lowering_platforms=('cuda',)).as_text().count('mosaic_gpu') >= 3  # forward, queries, keys

@@ -26,18 +26,21 @@ _SPECS = {  # static fields; arrays by shape and dtype
   'bias of keys': ({}, {'bias': ((_BATCH, 1, 1, _LENGTH), jnp.float32)}),
   'dropout': ({'causal': True, 'dropout_rate': 0.1}, {'dropout_seed': _SEED}),
 }
+_UNGROUPED = ', a key head for each head'
 _MOST = ('causal', 'full', 'segments', 'soft-cap', 'dropout')
 CASES = [(head_dim, spec) for head_dim in (64, 128) for spec in (*_SPECS, 'decoding')] + [
-  (head_dim, spec) for head_dim in (96, 192, 256) for spec in _MOST]
+  (head_dim, spec) for head_dim in (96, 192, 256) for spec in _MOST] + [
+  (128, spec + _UNGROUPED) for spec in ('causal', 'segments')]
 
 
 def _compile(head_dim, name, struct):
   """Compiles the outputs and, but for decoding, all gradients of one case."""
-  static, arrays = ({}, {}) if name == 'decoding' else _SPECS[name]
+  static, arrays = ({}, {}) if name == 'decoding' else _SPECS[name.removesuffix(_UNGROUPED)]
   arrays = {field: struct(*array) for field, array in arrays.items()}
   learned = {field: arrays.pop(field) for field in ('alibi_slopes', 'bias', 'sinks') if field in arrays}
   q = struct((_BATCH, 4 if name == 'decoding' else _LENGTH, _HEADS, head_dim), jnp.bfloat16)
-  k = struct((_BATCH, _LENGTH, _KV_HEADS, head_dim), jnp.bfloat16)
+  kv_heads = _HEADS if name.endswith(_UNGROUPED) else _KV_HEADS
+  k = struct((_BATCH, _LENGTH, kv_heads, head_dim), jnp.bfloat16)
 
   def loss(q, k, v, learned, arrays):
     spec = AttentionSpec(**static, **learned, **arrays)

@@ -14,7 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper_tile import ROWS, Call, Tile, Visits, add_product, free, products, scalars, transforms
+from pallas_kernels.hopper_tile import ROWS, Call, Tile, Visits, add_product, free, scalars, transforms
 from pallas_kernels.hopper_tuning import Keys
 
 _WARPGROUPS = 2  # that compute
@@ -147,10 +147,10 @@ def _accumulate(arrays, smem, call, tuning, batch, kv_head, k_start, visits, own
   def step(head, n, carry, masked):
     slot, mine = carry['slot'], owner + visits.zero
     tile = Tile(
-      call, shape, 1, batch, head, visits.block(n, masked) * ROWS, k_start + owner * ROWS,
+      call, shape, 1, batch, head, visits.block(n, masked) * ROWS, k_start + mine * ROWS,
       q_tokens=smem.q_tokens.at[slot] if call.tokens else None,
-      k_tokens=smem.kv_tokens.at[:, pl.ds(owner * ROWS, ROWS)] if call.tokens else None,
-      bias=smem.bias.at[slot, owner] if 'bias' in arrays else None, **scalars(arrays, head),
+      k_tokens=smem.kv_tokens.at[:, pl.ds(mine * ROWS, ROWS)] if call.tokens else None,
+      bias=smem.bias.at[slot, mine] if 'bias' in arrays else None, **scalars(arrays, head),
     )
     plgpu.barrier_wait(smem.loaded.at[slot])
 
@@ -158,23 +158,15 @@ def _accumulate(arrays, smem, call, tuning, batch, kv_head, k_start, visits, own
     scores = add_product(zeros, smem.k.at[mine], smem.q.at[slot], transpose_b=True, simulated=call.simulated)
     logits, slope = tile.logits(scores, masked)
     p = jnp.exp2(logits * tile.factor - tile.of_queries(smem.lse.at[slot][...]))
-    sums = {name: x for name, x in (('v', carry.get('v')), ('d_p', zeros if 'k' in wanted else None)) if x is not None}
-
-    dropped = tile.drop(p).astype(dtype) if 'v' in wanted else None
-
-    def start(sums):
-      if 'd_p' in sums:
-        sums['d_p'].add(smem.v.at[mine], smem.d_out.at[slot], transpose_b=True)
-      if 'v' in sums:
-        sums['v'].add(dropped, smem.d_out.at[slot])
-      return ()
-
-    sums, _ = products(start, sums, simulated=call.simulated)
-    carry = carry | {'slot': lax.rem(slot + 1, tuning.stages)} | {name: x for name, x in sums.items() if name == 'v'}
+    carry = carry | {'slot': lax.rem(slot + 1, tuning.stages)}
+    add = functools.partial(add_product, simulated=call.simulated)
+    if 'v' in wanted:
+      carry['v'] = add(carry['v'], tile.drop(p).astype(dtype), smem.d_out.at[slot])
     if 'k' in wanted:
-      d_logits = p * (tile.drop(sums['d_p']) - tile.of_queries(smem.d_row.at[slot][...]))
+      d_p = add(zeros, smem.v.at[mine], smem.d_out.at[slot], transpose_b=True)
+      d_logits = p * (tile.drop(d_p) - tile.of_queries(smem.d_row.at[slot][...]))
       d_scores = tile.through_softcap(d_logits, slope).astype(dtype)
-      carry['k'] = add_product(carry['k'], d_scores, smem.q.at[slot], simulated=call.simulated)
+      carry['k'] = add(carry['k'], d_scores, smem.q.at[slot])
     free(smem.freed.at[slot], read=True)
     return carry
 

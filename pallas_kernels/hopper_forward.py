@@ -22,7 +22,7 @@ from pallas_kernels.hopper_tile import (
   Visits,
   add_product,
   free,
-  load_with_keys,
+  load_keys,
   products,
   scratch_of_keys,
   tile_of_keys,
@@ -81,7 +81,7 @@ def _kernel(q_ref, k_ref, v_ref, arrays, ranges, out_ref, lse_ref, *, call, tuni
   @pl.when(warpgroup == tuning.warpgroups)
   def _():
     plgpu.set_max_registers(24, action='decrease')
-    _load(k_ref, v_ref, arrays, smem, call, tuning, batch, head, q_start, visits)
+    load_keys(k_ref, v_ref, arrays, smem, call, batch, head, q_start, visits)
 
   @pl.when(warpgroup < tuning.warpgroups)
   def _():
@@ -100,26 +100,6 @@ def _kernel(q_ref, k_ref, v_ref, arrays, ranges, out_ref, lse_ref, *, call, tuni
     plgpu.copy_smem_to_gmem(my_q, out_ref.at[batch, rows, head])
     plgpu.copy_smem_to_gmem(smem.lse.at[warpgroup], lse_ref.at[batch, head, rows])
     plgpu.wait_smem_to_gmem(0)
-
-
-def _load(k_ref, v_ref, arrays, smem, call, tuning, batch, head, q_start, visits):
-  kv_head = lax.div(head, call.shapes.heads // call.shapes.kv_heads)
-
-  @pl.loop(0, visits.count)
-  def _(step):
-    slot, again = lax.rem(step, tuning.stages), step >= tuning.stages
-    keys = pl.ds(visits.block(step) * tuning.k_size, tuning.k_size)
-    pl.when(again)(lambda: plgpu.barrier_wait(smem.k_freed.at[slot]))
-    ready = smem.k_loaded.at[slot]
-    plgpu.copy_gmem_to_smem(k_ref.at[batch, keys, kv_head], smem.k.at[slot], ready)
-    load_with_keys(arrays, smem, call, slot, ready, batch, head, q_start, keys)
-    pl.when(again)(lambda: plgpu.barrier_wait(smem.v_freed.at[slot]))
-    plgpu.copy_gmem_to_smem(v_ref.at[batch, keys, kv_head], smem.v.at[slot], smem.v_loaded.at[slot])
-
-  @pl.loop(0, jnp.minimum(visits.count, tuning.stages))
-  def _(slot):
-    plgpu.barrier_wait(smem.k_freed.at[slot])
-    plgpu.barrier_wait(smem.v_freed.at[slot])
 
 
 def _attend(arrays, smem, call, tuning, batch, head, warpgroup, q_start, visits):
@@ -184,6 +164,10 @@ def _attend(arrays, smem, call, tuning, batch, head, warpgroup, q_start, visits)
   out = add_product(out, p, smem.v.at[last], simulated=call.simulated)
   plgpu.barrier_arrive(smem.v_freed.at[last])
   pl.when(warpgroup == 0)(lambda: plgpu.barrier_wait(smem.turn.at[0]))
+  return _normalised(out, maximum, total)
+
+
+def _normalised(out, maximum, total):
   sees = total > 0
   safe = jnp.where(sees, total, 1.0)
   lse = jnp.where(sees, (maximum + jnp.log2(safe)) * (1 / LOG2E), -jnp.inf)

@@ -15,7 +15,7 @@ from pallas_kernels.hopper_tile import (
   Visits,
   add_product,
   free,
-  load_with_keys,
+  load_keys,
   products,
   scratch_of_keys,
   tile_of_keys,
@@ -74,7 +74,7 @@ def _kernel(q_ref, k_ref, v_ref, d_out_ref, rows, arrays, ranges, d_q_ref, *d_sl
   @pl.when(warpgroup == tuning.warpgroups)
   def _():
     plgpu.set_max_registers(24, action='decrease')
-    _load(k_ref, v_ref, arrays, smem, call, tuning, batch, head, q_start, visits)
+    load_keys(k_ref, v_ref, arrays, smem, call, batch, head, q_start, visits)
 
   @pl.when(warpgroup < tuning.warpgroups)
   def _():
@@ -97,25 +97,6 @@ def _kernel(q_ref, k_ref, v_ref, d_out_ref, rows, arrays, ranges, d_q_ref, *d_sl
     if d_slopes:
       plgpu.copy_smem_to_gmem(smem.lse.at[warpgroup], d_slopes[0].at[batch, head, place])
     plgpu.wait_smem_to_gmem(0)
-
-
-def _load(k_ref, v_ref, arrays, smem, call, tuning, batch, head, q_start, visits):
-  kv_head = lax.div(head, call.shapes.heads // call.shapes.kv_heads)
-
-  @pl.loop(0, visits.count)
-  def _(step):
-    keys = pl.ds(visits.block(step) * tuning.k_size, tuning.k_size)
-    slot = lax.rem(step, tuning.stages)
-    pl.when(step >= tuning.stages)(lambda: plgpu.barrier_wait(smem.k_freed.at[slot]))
-    ready = smem.k_loaded.at[slot]
-    plgpu.copy_gmem_to_smem(k_ref.at[batch, keys, kv_head], smem.k.at[slot], ready)
-    load_with_keys(arrays, smem, call, slot, ready, batch, head, q_start, keys)
-    v_slot = lax.rem(step, tuning.v_stages)
-    pl.when(step >= tuning.v_stages)(lambda: plgpu.barrier_wait(smem.v_freed.at[v_slot]))
-    plgpu.copy_gmem_to_smem(v_ref.at[batch, keys, kv_head], smem.v.at[v_slot], smem.v_loaded.at[v_slot])
-
-  for freed, stages in ((smem.k_freed, tuning.stages), (smem.v_freed, tuning.v_stages)):
-    pl.loop(0, jnp.minimum(visits.count, stages))(lambda slot, freed=freed: plgpu.barrier_wait(freed.at[slot]))
 
 
 def _accumulate(arrays, smem, call, tuning, batch, head, warpgroup, q_start, visits):

@@ -201,7 +201,27 @@ def scratch_of_keys(arrays: dict, call: Call, stages: int, groups: int, k_size: 
   return scratch, copies
 
 
-def load_with_keys(arrays, smem, call, slot, ready, batch, head, q_start, keys):
+def load_keys(k_ref, v_ref, arrays, smem, call, batch, head, q_start, visits):
+  """What the loading warpgroup does where the others visit blocks of keys: fills the slots of k and v in turn."""
+  kv_head = lax.div(head, call.shapes.heads // call.shapes.kv_heads)
+  (stages, k_size, _), v_stages = smem.k.shape, smem.v.shape[0]
+
+  @pl.loop(0, visits.count)
+  def _(step):
+    keys = pl.ds(visits.block(step) * k_size, k_size)
+    slot, v_slot = lax.rem(step, stages), lax.rem(step, v_stages)
+    pl.when(step >= stages)(lambda: plgpu.barrier_wait(smem.k_freed.at[slot]))
+    ready = smem.k_loaded.at[slot]
+    plgpu.copy_gmem_to_smem(k_ref.at[batch, keys, kv_head], smem.k.at[slot], ready)
+    _load_with_keys(arrays, smem, call, slot, ready, batch, head, q_start, keys)
+    pl.when(step >= v_stages)(lambda: plgpu.barrier_wait(smem.v_freed.at[v_slot]))
+    plgpu.copy_gmem_to_smem(v_ref.at[batch, keys, kv_head], smem.v.at[v_slot], smem.v_loaded.at[v_slot])
+
+  for freed, number in ((smem.k_freed, stages), (smem.v_freed, v_stages)):
+    pl.loop(0, jnp.minimum(visits.count, number))(lambda slot, freed=freed: plgpu.barrier_wait(freed.at[slot]))
+
+
+def _load_with_keys(arrays, smem, call, slot, ready, batch, head, q_start, keys):
   """Starts the copies that `scratch_of_keys` counts, for one block of keys."""
   if call.tokens:
     plgpu.copy_gmem_to_smem(arrays['kv_tokens'].at[:, batch, keys], smem.kv_tokens.at[slot], ready)
@@ -225,7 +245,7 @@ def free(barrier, read: bool):
 
 
 def tile_of_keys(arrays, smem, call, slot, warpgroup, batch, head, q_start, k_start):
-  """The tile of a warpgroup's queries and a block of keys, with what `load_with_keys` brought."""
+  """The tile of a warpgroup's queries and a block of keys, with what `load_keys` brought."""
   bias = smem.bias.at[slot] if 'bias' in arrays else None
   return Tile(
     call, (ROWS, smem.k.shape[1]), 0, batch, head, q_start, k_start,

@@ -1,4 +1,4 @@
-"""Block sizes of the Hopper kernels. Every entry compiles without spilling registers or serialising wgmma."""
+"""Block sizes of the Hopper kernels; benchmarks/results/hopper_registers.md tells what each compiles to."""
 
 import dataclasses
 

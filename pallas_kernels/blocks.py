@@ -1,4 +1,4 @@
-"""Which parts of the [keys, queries] plane an attention call visits, and what happens to the logits in one of them.
+"""Which parts of an attention call are computed one after the other, and what happens to the logits in one of them.
 
 Shapes in names as in blockwise.py.
 """
@@ -10,11 +10,49 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.dropout import keep_mask
-from pallas_kernels.spec import AttentionSpec
+from pallas_kernels.spec import AttentionSpec, Shapes
 
-_STRIP = 128  # queries of a strip that takes all its visible keys at once
-_LONGEST_STRIPS = 512  # queries or keys up to which strips are used
-_BLOCK = 128  # queries and keys of a block beyond that
+# Queries of a strip that takes all its visible keys at once, by the number of queries and keys up to which it is so.
+_STRIPS = {512: 128, 1024: 256}
+_BLOCK, _SMALLEST_BLOCK = 512, 128  # queries and keys of a block beyond that; narrow windows take smaller ones
+_TOGETHER = 512  # queries and keys up to which the whole batch and all heads are computed at once
+_LOGITS = 2**20  # of one piece beyond that: few enough for the cache, and yet work for all cores; measured on 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+  """A part of the call: `sizes` along 'b' (batch), 'n' (kv heads), 'q' (queries) and 'k' (keys), from `starts` on.
+
+  Arrays are cut and filled by naming their axes: `box.cut(x, b=0, q=3)`. An axis that is no longer than the box, as one
+  of length 1 that broadcasts, stays as it is.
+  """
+
+  sizes: dict[str, int]
+  starts: dict[str, int | jax.Array]
+  masked: bool  # whether indices alone may hide something
+
+  def cut(self, x, **axes):
+    """Returns the part of x in the box."""
+    sizes = list(x.shape)
+    for name, axis in axes.items():
+      sizes[axis] = min(sizes[axis], self.sizes[name])
+    return x if tuple(sizes) == x.shape else lax.dynamic_slice(x, self._starts(x.shape, sizes, axes), sizes)
+
+  def put(self, x, part, **axes):
+    """Returns x with `part` at the box."""
+    if x.shape == part.shape:
+      return part
+    return lax.dynamic_update_slice(x, part, self._starts(x.shape, part.shape, axes))
+
+  def add(self, x, part, **axes):
+    """Returns x with `part` added at the box."""
+    return self.put(x, self.cut(x, **axes) + part, **axes)
+
+  def _starts(self, shape, sizes, axes):
+    starts = [0] * len(shape)
+    for name, axis in axes.items():
+      starts[axis] = self.starts[name] if sizes[axis] < shape[axis] else 0
+    return starts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,46 +69,81 @@ class Tiles:
 class Plan:
   """What an attention call visits, from static facts alone.
 
-  Short calls: strips of queries, each with all its visible keys. Long ones: square blocks, in loops.
+  Short calls: strips of queries, each with all its visible keys. Long ones: square blocks.
+
+  Attributes:
+    shapes: sizes of the call.
+    padded_q_len, padded_kv_len: whole blocks of queries and keys.
+    tiles: rectangles of the [queries, keys] plane.
+    piecewise: whether batch and heads are visited in pieces too, as much at once as the cache holds.
   """
 
-  q_len: int
-  kv_len: int
+  shapes: Shapes
   padded_q_len: int
   padded_kv_len: int
   tiles: tuple[Tiles, ...]
+  piecewise: bool
 
   @property
   def strips(self) -> bool:
-    """Whether every query is visited at most once, outside of any loop."""
+    """Whether every query is visited at most once."""
     starts = [start for tiles in self.tiles for start, _ in tiles.starts]
     return len(set(starts)) == len(starts) == len(self.tiles)
 
   def visit(self, step, state):
-    """Returns the state after `state = step(tiles, q_start, k_start, state)` for every rectangle."""
+    """Returns the state after `state = step(box, state)` for every part of the call."""
     for tiles in self.tiles:
-      if len(tiles.starts) == 1:
-        state = step(tiles, *tiles.starts[0], state)
-      else:
-        table = jnp.asarray(tiles.starts, jnp.int32)
-        state = lax.fori_loop(
-          0, len(tiles.starts), lambda n, state, tiles=tiles, table=table: step(tiles, *table[n], state), state
-        )
+      batch, kv_heads = self._together(tiles)
+      sizes = {'b': batch, 'n': kv_heads, 'q': tiles.q_size, 'k': tiles.k_size}
+      groups = self.shapes.kv_heads // kv_heads
+      table = jnp.asarray(tiles.starts, jnp.int32)
+
+      def visit_one(n, state, tiles=tiles, sizes=sizes, groups=groups, table=table):
+        group, place = divmod(n, len(tiles.starts))
+        q, k = tiles.starts[0] if len(tiles.starts) == 1 else table[place]
+        starts = {'b': group // groups * sizes['b'], 'n': group % groups * sizes['n'], 'q': q, 'k': k}
+        return step(Box(sizes, starts, tiles.masked), state)
+
+      number = self.shapes.batch // batch * groups * len(tiles.starts)
+      state = visit_one(0, state) if number == 1 else lax.fori_loop(0, number, visit_one, state)
     return state
+
+  def _together(self, tiles):
+    """How many batch entries and kv heads are computed at once."""
+    shapes = self.shapes
+    if not self.piecewise:
+      return shapes.batch, shapes.kv_heads
+    logits = tiles.q_size * tiles.k_size * (shapes.heads // shapes.kv_heads)
+    kv_heads = _largest_divisor(shapes.kv_heads, _LOGITS // logits)
+    return _largest_divisor(shapes.batch, _LOGITS // (logits * kv_heads)), kv_heads
 
   def pad(self, x, *, q=None, k=None, value=0):
     """Pads axis `q` (queries) and axis `k` (keys) of x; an axis of length 1 that broadcasts stays."""
     widths = [(0, 0)] * x.ndim
-    for axis, length, padded in ((q, self.q_len, self.padded_q_len), (k, self.kv_len, self.padded_kv_len)):
+    shapes = self.shapes
+    for axis, length, padded in ((q, shapes.q_len, self.padded_q_len), (k, shapes.kv_len, self.padded_kv_len)):
       if axis is not None and x.shape[axis] == length:
         widths[axis] = (0, padded - length)
     return jnp.pad(x, widths, constant_values=value) if any(high for _, high in widths) else x
 
 
-def plan(spec: AttentionSpec, q_len: int, kv_len: int) -> Plan:
-  """Returns what to visit: only where indices leave something visible."""
-  if kv_len <= _LONGEST_STRIPS and q_len <= _LONGEST_STRIPS:
-    q_size = _STRIP if spec.causal or spec.window is not None else q_len
+def _largest_divisor(number, limit):
+  return max(n for n in range(1, number + 1) if number % n == 0 and n <= max(1, limit))
+
+
+def plan(spec: AttentionSpec, shapes: Shapes, piecewise: bool) -> Plan:
+  """Returns what to visit: only where indices leave something visible.
+
+  Args:
+    spec: the call's; nothing but its static fields and which arrays there are is read.
+    shapes: sizes of the call.
+    piecewise: whether batch and heads may be visited in pieces, as `Plan.piecewise`, if that pays.
+  """
+  q_len, kv_len = shapes.q_len, shapes.kv_len
+  piecewise = piecewise and max(q_len, kv_len) > _TOGETHER
+  strip = next((queries for longest, queries in _STRIPS.items() if max(q_len, kv_len) <= longest), None)
+  if strip is not None:
+    q_size = strip if spec.causal or spec.window is not None else q_len
     tiles = []
     for q_start in range(0, q_len, q_size):
       size = min(q_size, q_len - q_start)
@@ -78,8 +151,10 @@ def plan(spec: AttentionSpec, q_len: int, kv_len: int) -> Plan:
       if k_start < k_end:
         masked = not _all_visible(spec, q_start + kv_len - q_len, size, k_start, k_end - k_start)
         tiles.append(Tiles(size, k_end - k_start, masked, ((q_start, k_start),)))
-    return Plan(q_len, kv_len, q_len, kv_len, tuple(tiles))
-  q_size, k_size = min(_BLOCK, q_len), min(_BLOCK, kv_len)
+    return Plan(shapes, q_len, kv_len, tuple(tiles), piecewise)
+  window = _window(spec)
+  block = _BLOCK if window is None else min(_BLOCK, -(-window // _SMALLEST_BLOCK) * _SMALLEST_BLOCK)
+  q_size, k_size = min(block, q_len), min(block, kv_len)
   found = {False: [], True: []}
   for q_start in range(0, q_len, q_size):
     k_start, k_end = _visible_keys(spec, q_start + kv_len - q_len, q_size, kv_len)
@@ -87,7 +162,7 @@ def plan(spec: AttentionSpec, q_len: int, kv_len: int) -> Plan:
       whole = k + k_size <= kv_len and _all_visible(spec, q_start + kv_len - q_len, q_size, k, k_size)
       found[not whole].append((q_start, k))
   tiles = tuple(Tiles(q_size, k_size, masked, tuple(starts)) for masked, starts in found.items() if starts)
-  return Plan(q_len, kv_len, -(-q_len // q_size) * q_size, -(-kv_len // k_size) * k_size, tiles)
+  return Plan(shapes, -(-q_len // q_size) * q_size, -(-kv_len // k_size) * k_size, tiles, piecewise)
 
 
 def _window(spec):
@@ -109,59 +184,34 @@ def _all_visible(spec, q_start, q_size, k_start, k_size):
   return (not spec.causal or lowest >= 0) and (window is None or -window < lowest and highest < window)
 
 
-def cut(x, axis: int, start, size: int):
-  """Returns [start, start + size) of an axis; an axis that is no longer than that stays as it is."""
-  if x.shape[axis] <= size:
-    return x
-  return lax.dynamic_slice_in_dim(x, start, size, axis)
-
-
-def put(x, block, axis: int, start):
-  """Returns x with `block` at `start` of an axis."""
-  return block if x.shape == block.shape else lax.dynamic_update_slice_in_dim(x, block, start, axis)
-
-
-def add(x, block, axis: int, start):
-  """Returns x with `block` added at `start` of an axis."""
-  return put(x, cut(x, axis, start, block.shape[axis]) + block, axis, start)
-
-
-_AXES = {  # of the spec's arrays in keys-first layout: the axis of queries, the axis of keys
-  'q_segment_ids': (1, None), 'kv_segment_ids': (None, 1), 'q_order': (1, None), 'kv_order': (None, 1), 'bias': (4, 2),
+AXES = {  # of the spec's arrays in keys-first layout, as `Box` names them
+  'q_segment_ids': {'b': 0, 'q': 1}, 'kv_segment_ids': {'b': 0, 'k': 1}, 'q_order': {'b': 0, 'q': 1},
+  'kv_order': {'b': 0, 'k': 1}, 'alibi_slopes': {'n': 0}, 'bias': {'b': 0, 'n': 1, 'k': 2, 'q': 4},
 }
 
 
 def pad_spec(whole: Plan, spec: AttentionSpec) -> AttentionSpec:
   """Pads the spec's arrays as the plan asks; padded keys are then invisible by their index."""
-  return _map_arrays(spec, lambda x, q, k: whole.pad(x, q=q, k=k))
+  return _map_arrays(spec, lambda x, axes: whole.pad(x, **{name: axes[name] for name in 'qk' if name in axes}))
 
 
 def _map_arrays(spec, change):
-  arrays = {name: getattr(spec, name) for name in _AXES if getattr(spec, name) is not None}
-  return dataclasses.replace(spec, **{name: change(x, *_AXES[name]) for name, x in arrays.items()})
+  arrays = {name: getattr(spec, name) for name in AXES if getattr(spec, name) is not None}
+  return dataclasses.replace(spec, **{name: change(x, AXES[name]) for name, x in arrays.items()})
 
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-  """What the spec does to the logits of one rectangle; arrays broadcast to [B, N, S, G, T]."""
+  """What the spec does to the logits in one box; arrays broadcast to [B, N, S, G, T]."""
 
-  spec: AttentionSpec  # its arrays cut to this rectangle
-  masked: bool
-  kv_len: int
-  q_place: jax.Array  # [T], index among the queries
-  q_index: jax.Array  # [T], index of the same token among the keys
-  k_index: jax.Array  # [S]
+  spec: AttentionSpec  # its arrays cut to the box
+  shapes: Shapes  # of the whole call
+  box: Box
 
   @classmethod
-  def cut(cls, whole: Plan, spec: AttentionSpec, tiles: Tiles, q_start, k_start):
-    """Returns the rectangle at (q_start, k_start) of a padded, keys-first spec."""
-    def change(x, q, k):
-      x = x if q is None else cut(x, q, q_start, tiles.q_size)
-      return x if k is None else cut(x, k, k_start, tiles.k_size)
-    q_place = q_start + jnp.arange(tiles.q_size)
-    q_index = q_place + (whole.kv_len - whole.q_len)
-    return cls(_map_arrays(spec, change), tiles.masked, whole.kv_len, q_place, q_index,
-               k_start + jnp.arange(tiles.k_size))
+  def cut(cls, shapes: Shapes, spec: AttentionSpec, box: Box):
+    """Returns what is in the box of a padded, keys-first spec."""
+    return cls(_map_arrays(spec, lambda x, axes: box.cut(x, **axes)), shapes, box)
 
   def logits(self, scores):
     """Returns the logits from q.k: soft-capped alone, and with bias and mask."""
@@ -187,26 +237,36 @@ class Tile:
     """Returns x with dropped places zeroed and the others scaled up."""
     if not self.spec.dropout_rate:
       return x
-    batch, kv_heads, groups = x.shape[0], x.shape[1], x.shape[3]
-    heads = jnp.arange(kv_heads * groups).reshape(kv_heads, 1, groups, 1)
-    keep = keep_mask(
-      self.spec.dropout_seed, self.spec.dropout_rate,
-      jnp.arange(batch).reshape(batch, 1, 1, 1, 1), heads, self.q_place, self.k_index[:, None, None],
-    )
+    places, groups = self._places, x.shape[3]
+    batch = places['b'][:, None, None, None, None]
+    heads = groups * places['n'][:, None, None, None] + jnp.arange(groups)[:, None]
+    keys = places['k'][:, None, None]
+    keep = keep_mask(self.spec.dropout_seed, self.spec.dropout_rate, batch, heads, places['q'], keys)
     return jnp.where(keep, x * (1 / (1 - self.spec.dropout_rate)), 0)
 
+  @property
+  def _places(self):
+    """Indices along each axis of the call, int32 vectors."""
+    return {name: self.box.starts[name] + jnp.arange(size) for name, size in self.box.sizes.items()}
+
+  def _ahead(self):
+    """How far the query's index is ahead of the key's, [1, 1, S, 1, T]."""
+    places, first = self._places, self.shapes.kv_len - self.shapes.q_len
+    return (first + places['q'] - places['k'][:, None, None])[None, None]
+
   def _offset(self):
-    if self.spec.q_order is None:
-      return (self.q_index - self.k_index[:, None, None])[None, None]
-    return _queries(self.spec.q_order) - _keys(self.spec.kv_order)
+    """How far the query is ahead of the key, [B or 1, 1, S, 1, T]."""
+    return self._ahead() if self.spec.q_order is None else _queries(self.spec.q_order) - _keys(self.spec.kv_order)
 
   def _conditions(self):
     spec, conditions = self.spec, []
-    if self.masked:
-      conditions.append(self.k_index[:, None, None] <= (self.q_index if spec.causal else self.kv_len - 1))
+    if self.box.masked and spec.causal:
+      conditions.append(self._ahead() >= 0)
+    elif self.box.masked:
+      conditions.append(self._places['k'][:, None, None] < self.shapes.kv_len)
     if spec.q_order is not None:
       conditions.append(self._offset() >= 0)
-    if spec.window is not None and (self.masked or spec.q_order is not None):
+    if spec.window is not None and (self.box.masked or spec.q_order is not None):
       conditions.append(self.distance() < spec.window)
     if spec.q_segment_ids is not None:
       q_segment, k_segment = _queries(spec.q_segment_ids), _keys(spec.kv_segment_ids)

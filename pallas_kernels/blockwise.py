@@ -8,14 +8,15 @@ Shapes in names: B batch, N kv heads, G query heads of a kv head, T queries, S k
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.blocks import Tile, add, cut, pad_spec, plan, put
-from pallas_kernels.device import Device
-from pallas_kernels.sharding import vary_alike
+from pallas_kernels.blocks import AXES, Tile, pad_spec, plan
+from pallas_kernels.device import Device, current
+from pallas_kernels.sharding import on_one_device, vary_alike
 from pallas_kernels.spec import AttentionSpec, Shapes
 
 
@@ -67,36 +68,36 @@ _attend.defvjp(_attend_fwd, _attend_bwd)
 
 def _forward(q, k, v, spec):
   q, k, v = lax.optimization_barrier((q, k, v))
-  whole = plan(spec, q.shape[1], k.shape[1])
+  whole = _plan(q, k, spec)
   dtype, computed = q.dtype, jnp.promote_types(q.dtype, jnp.float32)
   padded = pad_spec(whole, spec)
   q_BxNxDxGxT = whole.pad(jnp.transpose(q, (0, 2, 4, 3, 1)), q=4)
   k_BxNxSxD = whole.pad(jnp.transpose(k, (0, 2, 1, 3)), k=2)
   v_BxNxDxS = whole.pad(jnp.transpose(v, (0, 2, 3, 1)), k=3)
 
-  def step(tiles, i, j, state):
-    tile = Tile.cut(whole, padded, tiles, i, j)
+  def step(box, state):
+    tile = Tile.cut(whole.shapes, padded, box)
     _, logits = tile.logits(
-      _dot(cut(k_BxNxSxD, 2, j, tiles.k_size), cut(q_BxNxDxGxT, 4, i, tiles.q_size), 3, 2)
+      _dot(box.cut(k_BxNxSxD, b=0, n=1, k=2), box.cut(q_BxNxDxGxT, b=0, n=1, q=4), 3, 2)
     )
     maximum = jnp.max(logits, axis=2)
     if not whole.strips:
-      old_maximum, old_total, old_out = (cut(x, x.ndim - 1, i, tiles.q_size) for x in state)
+      old_maximum, old_total, old_out = (box.cut(x, b=0, n=1, q=x.ndim - 1) for x in state)
       maximum = jnp.maximum(maximum, old_maximum)
     shift = jnp.where(maximum == -jnp.inf, 0, maximum)
     p_BxNxSxGxT = jnp.exp(logits - shift[:, :, None])
     total = jnp.sum(p_BxNxSxGxT, axis=2)
-    out = _dot(cut(v_BxNxDxS, 3, j, tiles.k_size), tile.drop(p_BxNxSxGxT).astype(dtype), 3, 2)
+    out = _dot(box.cut(v_BxNxDxS, b=0, n=1, k=3), tile.drop(p_BxNxSxGxT).astype(dtype), 3, 2)
     if not whole.strips:
       rescale = jnp.exp(old_maximum - shift)
       total, out = total + old_total * rescale, out + old_out * rescale[:, :, None]
-    return tuple(put(x, y, x.ndim - 1, i) for x, y in zip(state, (maximum, total, out), strict=True))
+    return tuple(box.put(x, y, b=0, n=1, q=x.ndim - 1) for x, y in zip(state, (maximum, total, out), strict=True))
 
   rows = q_BxNxDxGxT.shape[:2] + q_BxNxDxGxT.shape[3:]
   state = (
     jnp.full(rows, -jnp.inf, computed), jnp.zeros(rows, computed), jnp.zeros(q_BxNxDxGxT.shape, computed)
   )
-  maximum, total, out = (x[..., :whole.q_len] for x in whole.visit(step, vary_alike(state, q)))
+  maximum, total, out = (x[..., :q.shape[1]] for x in whole.visit(step, vary_alike(state, q)))
   sees = total > 0
   out = jnp.where(sees, 1 / jnp.where(sees, total, 1), 0)[:, :, None] * out
   lse = jnp.where(sees, maximum + jnp.log(jnp.where(sees, total, 1)), -jnp.inf)
@@ -108,7 +109,7 @@ def _forward(q, k, v, spec):
 
 def _backward(q, k, v, spec, out, lse, d_out, d_lse):
   q, k, v, d_out = lax.optimization_barrier((q, k, v, d_out))
-  whole = plan(spec, q.shape[1], k.shape[1])
+  whole = _plan(q, k, spec)
   dtype, computed = q.dtype, lse.dtype
   # A row that sees nothing: exp(logits - inf) = 0, and whatever arrives for its lse must not matter.
   sees = lse > -jnp.inf
@@ -126,38 +127,44 @@ def _backward(q, k, v, spec, out, lse, d_out, d_lse):
   k_BxNxSxD, v_BxNxSxD = (whole.pad(jnp.transpose(x, (0, 2, 1, 3)), k=2) for x in (k, v))
   k_BxNxDxS = whole.pad(jnp.transpose(k, (0, 2, 3, 1)), k=3)
 
-  def step(tiles, i, j, state):
-    tile = Tile.cut(whole, padded, tiles, i, j)
-    queries = lambda x, axis: cut(x, axis, i, tiles.q_size)
-    keys = lambda x, axis: cut(x, axis, j, tiles.k_size)
-    capped, logits = tile.logits(_dot(keys(k_BxNxSxD, 2), queries(q_BxNxDxGxT, 4), 3, 2))
-    p_BxNxSxGxT = jnp.exp(logits - queries(lse, 3)[:, :, None])
-    d_p = tile.drop(_dot(keys(v_BxNxSxD, 2), queries(d_out_BxNxDxGxT, 4), 3, 2))
-    d_logits = p_BxNxSxGxT * (d_p - queries(d_row, 3)[:, :, None])
+  def step(box, state):
+    tile = Tile.cut(whole.shapes, padded, box)
+    cut, add = (functools.partial(method, b=0, n=1) for method in (box.cut, box.add))
+    capped, logits = tile.logits(_dot(cut(k_BxNxSxD, k=2), cut(q_BxNxDxGxT, q=4), 3, 2))
+    p_BxNxSxGxT = jnp.exp(logits - cut(lse, q=3)[:, :, None])
+    d_p = tile.drop(_dot(cut(v_BxNxSxD, k=2), cut(d_out_BxNxDxGxT, q=4), 3, 2))
+    d_logits = p_BxNxSxGxT * (d_p - cut(d_row, q=3)[:, :, None])
     d_capped = d_logits if spec.softcap is None else d_logits * (1 - jnp.square(capped / spec.softcap))
     d_scores = (spec.scale * d_capped).astype(dtype)
     state = dict(state)
-    state['q'] = add(state['q'], _dot(keys(k_BxNxDxS, 3), d_scores, 3, 2), 4, i)
-    state['k'] = add(state['k'], _dot(d_scores, queries(q_BxNxGxTxD, 3), (3, 4), (2, 3)), 2, j)
+    state['q'] = add(state['q'], _dot(cut(k_BxNxDxS, k=3), d_scores, 3, 2), q=4)
+    state['k'] = add(state['k'], _dot(d_scores, cut(q_BxNxGxTxD, q=3), (3, 4), (2, 3)), k=2)
     dropped = tile.drop(p_BxNxSxGxT).astype(dtype)
-    state['v'] = add(state['v'], _dot(dropped, queries(d_out_BxNxGxTxD, 3), (3, 4), (2, 3)), 2, j)
+    state['v'] = add(state['v'], _dot(dropped, cut(d_out_BxNxGxTxD, q=3), (3, 4), (2, 3)), k=2)
     if spec.alibi_slopes is not None:
-      state['alibi_slopes'] -= jnp.sum(d_logits * tile.distance(), axis=(0, 2, 4))
+      d_slopes = -jnp.sum(d_logits * tile.distance(), axis=(0, 2, 4))
+      state['alibi_slopes'] = box.add(state['alibi_slopes'], d_slopes, **AXES['alibi_slopes'])
     if spec.bias is not None:
       d_bias = jnp.sum(d_logits, [axis for axis in range(5) if spec.bias.shape[axis] == 1], keepdims=True)
-      strip = cut(state['bias'], 4, i, tiles.q_size)
-      state['bias'] = put(state['bias'], add(strip, d_bias, 2, j), 4, i)
+      state['bias'] = box.add(state['bias'], d_bias, **AXES['bias'])
     return state
 
   shapes = {'q': q_BxNxDxGxT.shape, 'k': k_BxNxSxD.shape, 'v': v_BxNxSxD.shape}
   shapes |= {n: getattr(padded, n).shape for n in ('alibi_slopes', 'bias') if getattr(spec, n) is not None}
   state = whole.visit(step, vary_alike({name: jnp.zeros(shape, computed) for name, shape in shapes.items()}, q))
-  d_q = jnp.transpose(state.pop('q')[..., :whole.q_len].astype(dtype), (0, 4, 1, 3, 2))
-  d_k, d_v = (jnp.swapaxes(state.pop(x)[:, :, :whole.kv_len].astype(dtype), 1, 2) for x in 'kv')
+  d_q = jnp.transpose(state.pop('q')[..., :q.shape[1]].astype(dtype), (0, 4, 1, 3, 2))
+  d_k, d_v = (jnp.swapaxes(state.pop(x)[:, :, :k.shape[1]].astype(dtype), 1, 2) for x in 'kv')
   for name, gradient in state.items():
     array = getattr(spec, name)
     gradients[name] = lax.slice(gradient, [0] * array.ndim, array.shape).astype(array.dtype)
   return d_q, d_k, d_v, dataclasses.replace(spec, **gradients)
+
+
+def _plan(q, k, spec):
+  """For q [B, T, N, G, D] and k [B, S, N, D]."""
+  batch, q_len, kv_heads, groups, head_dim = q.shape
+  shapes = Shapes(batch, q_len, k.shape[1], kv_heads * groups, kv_heads, head_dim)
+  return plan(spec, shapes, piecewise=current().platform == 'cpu' and on_one_device())
 
 
 def _dot(a, b, contract_a, contract_b):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import AttentionSpec, Device, Shapes, attention, blocks, supports, target, tpu_tuning
+from pallas_kernels import AttentionSpec, Device, Shapes, attention, blocks, blockwise, supports, target, tpu_tuning
 from pallas_kernels.attention import _log_choice
 
 _LEARNED = ('alibi_slopes', 'bias', 'sinks')
@@ -25,9 +25,12 @@ def _device(implementation):
 def small_blocks():
   """Blocks so small that short sequences already need several, in strips and in loops."""
   patch = pytest.MonkeyPatch()
-  patch.setattr(blocks, '_STRIP', 8)
-  patch.setattr(blocks, '_LONGEST_STRIPS', 24)
+  patch.setattr(blocks, '_STRIPS', {16: 4, 24: 8})
   patch.setattr(blocks, '_BLOCK', 8)
+  patch.setattr(blocks, '_SMALLEST_BLOCK', 4)
+  patch.setattr(blockwise, 'on_one_device', lambda: True)
+  patch.setattr(blocks, '_TOGETHER', 10)
+  patch.setattr(blocks, '_LOGITS', 128)  # of two heads, of one, or of fewer than all query heads of one
   patch.setattr(tpu_tuning, '_LANES', 1)
   patch.setattr(
     tpu_tuning, 'CAREFUL', tpu_tuning.Tuning(tpu_tuning.Blocks(8, 16), tpu_tuning.Blocks(16, 8))

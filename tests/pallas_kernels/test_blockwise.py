@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import AttentionSpec, attention, blocks
+from pallas_kernels import AttentionSpec, Shapes, attention, blocks
 
 _CAUSAL = AttentionSpec(causal=True)
 
@@ -23,9 +23,9 @@ def _loss(q, k, v, spec=_CAUSAL, implementation='blockwise'):
 @pytest.mark.parametrize('spec', [
   AttentionSpec(), AttentionSpec(causal=True), AttentionSpec(window=40), AttentionSpec(causal=True, window=300),
 ])
-@pytest.mark.parametrize('q_len, kv_len', [(700, 700), (1500, 1500), (130, 1300), (1300, 130)])
+@pytest.mark.parametrize('q_len, kv_len', [(700, 700), (1500, 1500), (130, 1300), (1300, 130), (5000, 5000)])
 def test_a_plan_visits_every_visible_pair_once_and_masks_where_needed(spec, q_len, kv_len):
-  plan = blocks.plan(spec, q_len, kv_len)
+  plan = blocks.plan(spec, Shapes(1, q_len, kv_len, 1, 1, 64), piecewise=True)
   q, k = np.arange(plan.padded_q_len)[:, None] + kv_len - q_len, np.arange(plan.padded_kv_len)[None]
   visible = (k < kv_len) & ((k <= q) | (not spec.causal)) & (np.abs(q - k) < (spec.window or np.inf))
   visits = np.zeros(visible.shape, int)
@@ -36,6 +36,21 @@ def test_a_plan_visits_every_visible_pair_once_and_masks_where_needed(spec, q_le
       assert visible[square].any()
       assert tiles.masked or visible[square].all()
   assert np.all(visits[:q_len][visible[:q_len]] == 1) and visits.max() == 1
+
+
+@pytest.mark.parametrize('piecewise', [False, True])
+def test_a_plan_takes_as_much_of_the_batch_and_heads_at_once_as_asked(piecewise):
+  plan = blocks.plan(_CAUSAL, Shapes(3, 2048, 2048, 32, 16, 64), piecewise)
+  counts = jnp.zeros((3, 16, 4, 4), jnp.int32)
+
+  def count(box, counts):
+    assert box.sizes == {'b': 1, 'n': 2, 'q': 512, 'k': 512} if piecewise else box.sizes['b'] == 3
+    place = (box.starts['b'], box.starts['n'], box.starts['q'] // 512, box.starts['k'] // 512)
+    together = jnp.ones((box.sizes['b'], box.sizes['n'], 1, 1), jnp.int32)
+    return jax.lax.dynamic_update_slice(
+      counts, jax.lax.dynamic_slice(counts, place, together.shape) + together, place)
+
+  np.testing.assert_array_equal(plan.visit(count, counts), np.broadcast_to(np.tri(4, dtype=int), counts.shape))
 
 
 def test_memory_grows_with_the_length_and_not_with_its_square():

@@ -81,12 +81,13 @@ def _backward(q, k, v, spec, out, lse, d_out, d_lse, interpret):
   if spec.sinks is not None:
     sink = jnp.exp(spec.sinks.astype(jnp.float32) - lse)
     gradients['sinks'] = -jnp.sum(sink * d_row, axis=(0, 1)).astype(spec.sinks.dtype)
-  d_q, d_slopes = _d_queries(q, k, v, d_out, rows, spec, call)
+  d_k, d_v, d_q = _d_keys(q, k, v, d_out, rows, spec, call)
+  if d_q is None:
+    d_q, d_slopes = _d_queries(q, k, v, d_out, rows, spec, call)
   if spec.alibi_slopes is not None:
     gradients['alibi_slopes'] = d_slopes.astype(spec.alibi_slopes.dtype)
   if spec.bias is not None:
     gradients['bias'] = _d_bias(q, k, v, d_out, rows, spec, call).astype(spec.bias.dtype)
-  d_k, d_v = _d_keys(q, k, v, d_out, rows, spec, call)
   return vary_alike((d_q, d_k, d_v, dataclasses.replace(spec, **gradients)), q)
 
 
@@ -111,8 +112,10 @@ def _d_keys(q, k, v, d_out, rows, spec, call):
     arrays['bias'] = jnp.swapaxes(arrays['bias'], 2, 3)
   q, d_out = (_pad(x, ROWS, call) for x in (q, d_out))
   k, v = (_pad(x, tuning.k_size, call) for x in (k, v))
-  d_k, d_v = hopper_keys.gradient(q, k, v, d_out, _pad_rows(rows, ROWS), arrays, jnp.asarray(ranges), call, tuning)
-  return d_k[:, :shapes.kv_len], d_v[:, :shapes.kv_len]
+  d_k, d_v, d_q = hopper_keys.gradient(
+    q, k, v, d_out, _pad_rows(rows, ROWS), arrays, jnp.asarray(ranges), call, tuning)
+  d_q = d_q if d_q is None else d_q[:, :shapes.q_len].astype(q.dtype)
+  return d_k[:, :shapes.kv_len], d_v[:, :shapes.kv_len], d_q
 
 
 def _d_bias(q, k, v, d_out, rows, spec, call):

@@ -1,4 +1,7 @@
-"""The gradient of the queries on Hopper: as in the forward kernel, a warpgroup owns 64 queries and visits blocks."""
+"""The gradient of the queries on Hopper, where `hopper_keys` leaves it.
+
+As in the forward kernel, a warpgroup owns 64 queries and visits blocks of keys.
+"""
 
 import functools
 import types

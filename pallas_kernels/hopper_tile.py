@@ -41,9 +41,10 @@ class _Accumulator:
   def __init__(self, ref):
     self._ref = ref
 
-  def add(self, a, b, *, transpose_b: bool = False):
-    """Starts adding a @ b: a is in registers or shared memory, b in shared memory."""
-    plgpu.wgmma(self._ref, a, plgpu.transpose_ref(b, (1, 0)) if transpose_b else b)
+  def add(self, a, b, *, transpose_a: bool = False, transpose_b: bool = False):
+    """Starts adding a @ b: a is in registers or, as where it is transposed, in shared memory, b in shared memory."""
+    a, b = (plgpu.transpose_ref(x, (1, 0)) if turn else x for x, turn in ((a, transpose_a), (b, transpose_b)))
+    plgpu.wgmma(self._ref, a, b)
 
   def value(self, in_flight: int):
     """The sum, once at most that many products, the ones started last, are still running."""
@@ -55,10 +56,10 @@ class _SimulatedAccumulator:
   def __init__(self, value):
     self.sum = value
 
-  def add(self, a, b, *, transpose_b: bool = False):
+  def add(self, a, b, *, transpose_a: bool = False, transpose_b: bool = False):
     a, b = a[...], b[...]
     plgpu.commit_smem()  # the tensor cores read through the proxy of TMA, so that its next write needs no fence
-    self.sum += jnp.dot(a, b.T if transpose_b else b, preferred_element_type=jnp.float32)
+    self.sum += jnp.dot(a.T if transpose_a else a, b.T if transpose_b else b, preferred_element_type=jnp.float32)
 
   def value(self, in_flight: int):
     del in_flight
@@ -138,12 +139,36 @@ class Call:
   def simulated(self) -> bool:
     return bool(self.interpret)
 
-  def kernel(self, name, body, **options):
-    """Returns `plgpu.kernel(body)` with what all kernels have in common; profiles show it by its name."""
+  def kernel(self, name, body, *, scratch_types, out_type=(), onto=None, **mesh):
+    """Returns the kernel of a body that takes refs of operands and outputs, and scratch memory by name.
+
+    Args:
+      name: what profiles show.
+      body: what every warpgroup runs.
+      scratch_types: what `body` gets by name.
+      out_type: of the outputs, which start as anything; or instead
+      onto: arrays, the outputs' initial values, for kernels that add to them.
+      **mesh: as for `plgpu.kernel`.
+    """
     body.__name__ = name
-    if self.simulated:
-      options['interpret'] = self.interpret
-    return plgpu.kernel(body, thread_name='warpgroup', compiler_params=_COMPILER, **options)
+    if onto is None:
+      interpret = {'interpret': self.interpret} if self.simulated else {}
+      return plgpu.kernel(
+        body, thread_name='warpgroup', compiler_params=_COMPILER, scratch_types=scratch_types, out_type=out_type,
+        **interpret, **mesh)
+
+    def in_scratch(*refs):
+      pl.run_scoped(functools.partial(body, *refs), collective_axes='warpgroup', **scratch_types)
+
+    on_refs = pl.kernel(
+      in_scratch, mesh=plgpu.Mesh(thread_name='warpgroup', **mesh), compiler_params=_COMPILER, name=name)
+
+    # plgpu.kernel takes refs too, but not in jax 0.10.
+    @jax.custom_batching.sequential_vmap
+    def run(*operands):
+      return pl.run_state(lambda refs: on_refs(*operands, *refs) and None)(onto)
+
+    return run
 
 
 class Visits:

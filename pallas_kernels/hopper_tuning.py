@@ -48,21 +48,29 @@ QUERIES_RICH = {
 
 @dataclasses.dataclass(frozen=True)
 class Keys:
-  """Attributes: keys of a tile, and blocks of 64 queries in shared memory at once.
+  """Sizes and order of the backward kernel.
 
-  With 128 keys, each of the two warpgroups has 64 of its own; with 64, one computes the gradient of the keys, the other
-  that of the values.
+  Attributes:
+    k_size: keys of a tile. With 128, each of the two warpgroups has 64 of its own; with 64, one computes the gradient
+      of the keys, the other that of the values.
+    stages: blocks of 64 queries in shared memory at once.
+    fused: whether the gradient of the queries comes along (for 128 keys), or has a kernel of its own.
+    ahead: whether the product that gives the gradient of the probabilities runs during their softmax, which takes
+      registers.
   """
 
   k_size: int
   stages: int
+  fused: bool = False
+  ahead: bool = False
 
 
 KEYS = {
-  64: Keys(k_size=128, stages=2), 96: Keys(k_size=128, stages=2), 128: Keys(k_size=128, stages=2),
+  64: Keys(k_size=128, stages=2, fused=True, ahead=True), 96: Keys(k_size=128, stages=2, fused=True, ahead=True),
+  128: Keys(k_size=128, stages=2, fused=True),
   192: Keys(k_size=64, stages=2), 256: Keys(k_size=64, stages=2),
 }
-KEYS_RICH = {size: dataclasses.replace(sizes, k_size=64) for size, sizes in KEYS.items()}
+KEYS_RICH = {size: dataclasses.replace(sizes, k_size=64, fused=False, ahead=False) for size, sizes in KEYS.items()}
 
 
 def sizes(spec, head_dim: int, q_len: int) -> tuple[Forward, Queries, Keys]:

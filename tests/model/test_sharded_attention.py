@@ -78,4 +78,4 @@ def test_the_model_in_bfloat16_reaches_the_kernels_of_a_gpu(mesh, devices, lengt
   with target(Device('gpu', 'NVIDIA H200')):
     traced = jax.jit(step).trace(params, batch, jax.random.key(0))
   assert ('shard_map' in str(traced.jaxpr)) == (devices > 1)
-  assert traced.lower(lowering_platforms=('cuda',)).as_text().count('mosaic_gpu') >= 3  # forward, queries, keys
+  assert traced.lower(lowering_platforms=('cuda',)).as_text().count('mosaic_gpu') >= 2  # forward and gradients

@@ -1,4 +1,4 @@
-"""What attention_gpu times: our kernels, cuDNN through JAX, JAX's own example kernel, tokamax, PyTorch."""
+"""What attention_gpu times: our kernels, fused and not, cuDNN through JAX, JAX's own example, tokamax, PyTorch."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import gpu
-from pallas_kernels import AttentionSpec, attention
+from pallas_kernels import AttentionSpec, attention, hopper_tuning
 
 PASSES = ('forward', 'both')
 _SETS = 2  # of inputs, taken in turn
@@ -85,6 +85,7 @@ def contestants(implementation: str) -> dict[str, Contestant]:
   """All by name; this project's with the given implementation, see `ours`."""
   return {
     'ours': Contestant(functools.partial(_prepare_jax, functools.partial(_attention, implementation), jnp.bfloat16)),
+    'ours, unfused': Contestant(_prepare_unfused),
     'cudnn': Contestant(functools.partial(_prepare_jax, functools.partial(_attention, 'cudnn'), jnp.bfloat16)),
     'torch flash': Contestant(functools.partial(_prepare_torch, 'FLASH_ATTENTION'), _wait_torch),
     'torch cudnn': Contestant(functools.partial(_prepare_torch, 'CUDNN_ATTENTION'), _wait_torch),
@@ -111,6 +112,18 @@ def _attention(implementation, cell, q, k, v):
 
 
 ours_on_hopper = functools.partial(_attention, 'hopper')
+
+
+def _prepare_unfused(cell, which):
+  """Ours with a kernel of its own for the gradient of q, to tell where one kernel for all gradients wins."""
+  sizes = hopper_tuning.KEYS[cell.head_dim]
+  if not sizes.fused:
+    raise ValueError('no different from ours')
+  hopper_tuning.KEYS[cell.head_dim] = dataclasses.replace(sizes, fused=False)
+  try:
+    return _prepare_jax(ours_on_hopper, jnp.bfloat16, cell, which)
+  finally:
+    hopper_tuning.KEYS[cell.head_dim] = sizes
 
 
 def _mgpu(cell, q, k, v):

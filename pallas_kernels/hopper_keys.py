@@ -106,7 +106,7 @@ def _kernel(
   def _():
     plgpu.set_max_registers(240, action='increase')
     plgpu.barrier_wait(smem.k_loaded.at[0])
-    owner = lax.rem(warpgroup, tuning.k_size // ROWS)
+    owner = warpgroup if tuning.k_size == _WARPGROUPS * ROWS else 0
     queries = None
     if tuning.fused:
       d_q = d_q_ref.at[tile, batch] if call.simulated else d_q_ref.at[batch]

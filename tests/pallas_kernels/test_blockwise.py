@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import AttentionSpec, Shapes, attention, blocks
+from pallas_kernels import AttentionSpec, Shapes, attention, blocks, sharding
 
 _CAUSAL = AttentionSpec(causal=True)
 
@@ -51,6 +51,26 @@ def test_a_plan_takes_as_much_of_the_batch_and_heads_at_once_as_asked(piecewise)
       counts, jax.lax.dynamic_slice(counts, place, together.shape) + together, place)
 
   np.testing.assert_array_equal(plan.visit(count, counts), np.broadcast_to(np.tri(4, dtype=int), counts.shape))
+
+
+def test_arrays_lie_on_one_device_under_a_mesh_of_one_and_inside_of_shard_map():
+  devices = np.array(jax.devices()[:8]).reshape(4, 2)
+  whole, one = (jax.sharding.Mesh(x, ('rows', 'columns')) for x in (devices, devices[:1, :1]))
+  rows, both = jax.sharding.PartitionSpec('rows'), jax.sharding.PartitionSpec('rows', 'columns')
+  found = []
+
+  def look(x):
+    found.append(sharding.on_one_device())
+    return x
+
+  x = jnp.zeros((4, 2))
+  jax.jit(look)(x)  # these tests have eight devices
+  for mesh in (whole, one):
+    with jax.set_mesh(mesh):
+      jax.jit(look)(x)
+  jax.jit(jax.shard_map(look, mesh=whole, in_specs=rows, out_specs=rows, axis_names={'rows'}))(x)
+  jax.jit(jax.shard_map(look, mesh=whole, in_specs=both, out_specs=both))(x)
+  assert found == [False, False, True, False, True]
 
 
 def test_memory_grows_with_the_length_and_not_with_its_square():

@@ -14,7 +14,8 @@ from pallas_kernels.spec import AttentionSpec, Shapes
 
 # Queries of a strip that takes all its visible keys at once, by the number of queries and keys up to which it is so.
 _STRIPS = {512: 128, 1024: 256}
-_BLOCK, _SMALLEST_BLOCK = 512, 128  # queries and keys of a block beyond that; narrow windows take smaller ones
+_BLOCK, _NARROW_BLOCK = 512, 128  # queries and keys of a block beyond that, at most, and where the window is narrow
+_MULTIPLE = 32  # of the sizes of blocks
 _TOGETHER = 512  # queries and keys up to which the whole batch and all heads are computed at once
 _LOGITS = 2**20  # of one piece beyond that: few enough for the cache, and yet work for all cores; measured on 2
 
@@ -131,6 +132,15 @@ def _largest_divisor(number, limit):
   return max(n for n in range(1, number + 1) if number % n == 0 and n <= max(1, limit))
 
 
+def _block(length, largest):
+  """The size of blocks of at most `largest` that leave the least to pad."""
+  return min(length, _round_up(-(-length // -(-length // largest)), _MULTIPLE))
+
+
+def _round_up(length, multiple):
+  return -(-length // multiple) * multiple
+
+
 def plan(spec: AttentionSpec, shapes: Shapes, piecewise: bool) -> Plan:
   """Returns what to visit: only where indices leave something visible.
 
@@ -153,8 +163,8 @@ def plan(spec: AttentionSpec, shapes: Shapes, piecewise: bool) -> Plan:
         tiles.append(Tiles(size, k_end - k_start, masked, ((q_start, k_start),)))
     return Plan(shapes, q_len, kv_len, tuple(tiles), piecewise)
   window = _window(spec)
-  block = _BLOCK if window is None else min(_BLOCK, -(-window // _SMALLEST_BLOCK) * _SMALLEST_BLOCK)
-  q_size, k_size = min(block, q_len), min(block, kv_len)
+  largest = _BLOCK if window is None else min(_BLOCK, max(_NARROW_BLOCK, _round_up(window, _MULTIPLE)))
+  q_size, k_size = (_block(length, largest) for length in (q_len, kv_len))
   found = {False: [], True: []}
   for q_start in range(0, q_len, q_size):
     k_start, k_end = _visible_keys(spec, q_start + kv_len - q_len, q_size, kv_len)
@@ -162,7 +172,7 @@ def plan(spec: AttentionSpec, shapes: Shapes, piecewise: bool) -> Plan:
       whole = k + k_size <= kv_len and _all_visible(spec, q_start + kv_len - q_len, q_size, k, k_size)
       found[not whole].append((q_start, k))
   tiles = tuple(Tiles(q_size, k_size, masked, tuple(starts)) for masked, starts in found.items() if starts)
-  return Plan(shapes, -(-q_len // q_size) * q_size, -(-kv_len // k_size) * k_size, tiles, piecewise)
+  return Plan(shapes, _round_up(q_len, q_size), _round_up(kv_len, k_size), tiles, piecewise)
 
 
 def _window(spec):

@@ -175,8 +175,8 @@ def _accumulate(arrays, smem, call, tuning, batch, kv_head, k_start, visits, own
   groups, dtype, shape = call.shapes.heads // call.shapes.kv_heads, smem.q.dtype, (ROWS, ROWS)
 
   def step(group, n, carry, masked):
-    head, place, mine = kv_head * groups + group, group * visits.count + n, owner + visits.zero
-    slot = lax.rem(place, tuning.stages)
+    head, slot, mine = kv_head * groups + group, carry['slot'], owner + visits.zero
+    place = group * visits.count + n
     tile = Tile(
       call, shape, 1, batch, head, visits.block(n, masked) * ROWS, k_start + mine * ROWS,
       q_tokens=smem.q_tokens.at[slot] if call.tokens else None,
@@ -186,27 +186,32 @@ def _accumulate(arrays, smem, call, tuning, batch, kv_head, k_start, visits, own
     plgpu.barrier_wait(smem.loaded.at[slot])
 
     zeros = jnp.zeros(shape, jnp.float32)
+    add = functools.partial(add_product, simulated=call.simulated)
 
-    def start(sums):
-      scores, *d_p = sums
-      scores.add(smem.k.at[mine], smem.q.at[slot], transpose_b=True)
-      for x in d_p:
-        x.add(smem.v.at[mine], smem.d_out.at[slot], transpose_b=True)
-      logits, slope = tile.logits(scores.value(in_flight=len(d_p)), masked)
+    def softmax(scores):
+      logits, slope = tile.logits(scores, masked)
       return slope, jnp.exp2(logits * tile.factor - tile.of_queries(smem.lse.at[slot][...]))
 
-    results = zeros if call.spec.softcap else (), zeros
-    sums = [zeros, zeros] if 'k' in wanted and tuning.ahead else [zeros]
-    (_, *d_p), (slope, p) = products(start, sums, results, simulated=call.simulated)
+    def start(sums):
+      scores, d_p = sums
+      scores.add(smem.k.at[mine], smem.q.at[slot], transpose_b=True)
+      d_p.add(smem.v.at[mine], smem.d_out.at[slot], transpose_b=True)
+      return softmax(scores.value(in_flight=1))
+
+    if tuning.ahead:
+      results = zeros if call.spec.softcap else (), zeros
+      (_, d_p), (slope, p) = products(start, (zeros, zeros), results, simulated=call.simulated)
+    else:
+      slope, p = softmax(add(zeros, smem.k.at[mine], smem.q.at[slot], transpose_b=True))
     if queries is not None:
       queries.hand_over(place)
-    carry = dict(carry)
-    add = functools.partial(add_product, simulated=call.simulated)
+    carry = carry | {'slot': lax.rem(slot + 1, tuning.stages)}
     if 'v' in wanted:
       carry['v'] = add(carry['v'], tile.drop(p).astype(dtype), smem.d_out.at[slot])
     if 'k' in wanted:
-      d_p = d_p or [add(zeros, smem.v.at[mine], smem.d_out.at[slot], transpose_b=True)]
-      d_logits = p * (tile.drop(d_p[0]) - tile.of_queries(smem.d_row.at[slot][...]))
+      if not tuning.ahead:
+        d_p = add(zeros, smem.v.at[mine], smem.d_out.at[slot], transpose_b=True)
+      d_logits = p * (tile.drop(d_p) - tile.of_queries(smem.d_row.at[slot][...]))
       d_scores = tile.through_softcap(d_logits, slope).astype(dtype)
 
       def multiply(d_k):
@@ -221,13 +226,13 @@ def _accumulate(arrays, smem, call, tuning, batch, kv_head, k_start, visits, own
       queries.add(place, head, visits.block(n, masked) * ROWS)
     return carry
 
-  carry = {name: jnp.zeros((ROWS, call.shapes.head_dim), jnp.float32) for name in wanted}
+  carry = {name: jnp.zeros((ROWS, call.shapes.head_dim), jnp.float32) for name in wanted} | {'slot': jnp.int32(0)}
   carry = lax.fori_loop(0, groups, lambda group, carry: visits.run(functools.partial(step, group), carry), carry)
   if queries is not None:
     queries.end(groups * visits.count)
   if 'k' in wanted:
     carry['k'] = carry['k'] * call.spec.scale
-  return carry
+  return {name: carry[name] for name in wanted}
 
 
 class _QueryGradients:

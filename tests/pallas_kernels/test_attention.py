@@ -27,7 +27,8 @@ def small_blocks():
   patch = pytest.MonkeyPatch()
   patch.setattr(blocks, '_STRIPS', {16: 4, 24: 8})
   patch.setattr(blocks, '_BLOCK', 8)
-  patch.setattr(blocks, '_SMALLEST_BLOCK', 4)
+  patch.setattr(blocks, '_NARROW_BLOCK', 4)
+  patch.setattr(blocks, '_MULTIPLE', 1)
   patch.setattr(blockwise, 'on_one_device', lambda: True)
   patch.setattr(blocks, '_TOGETHER', 10)
   patch.setattr(blocks, '_LOGITS', 128)  # of two heads, of one, or of fewer than all query heads of one

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from pallas_kernels import hopper_bias, hopper_decode, hopper_forward, hopper_keys, hopper_queries
 from pallas_kernels.block_map import HIDDEN, block_map
 from pallas_kernels.device import Device, current
-from pallas_kernels.hopper_tile import LOG2E, ROWS, Call, visible_ranges
+from pallas_kernels.hopper_kernel import ROWS, Call, visible_ranges
+from pallas_kernels.hopper_tile import LOG2E
 from pallas_kernels.hopper_tuning import FORWARD, sizes
 from pallas_kernels.sharding import vary_alike
 from pallas_kernels.spec import AttentionSpec, Shapes

@@ -9,7 +9,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper_tile import ROWS, Call, Tile, free, products, scalars, transforms
+from pallas_kernels.hopper_kernel import ROWS, Call, free, products, transforms
+from pallas_kernels.hopper_tile import Tile, scalars
 
 _WARPGROUPS = 2  # that compute, of 64 queries each
 Q_SIZE, K_SIZE = _WARPGROUPS * ROWS, 64

@@ -14,9 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper_tile import (
-  LOG2E,
-  LOWEST,
+from pallas_kernels.hopper_kernel import (
   ROWS,
   Call,
   Visits,
@@ -25,10 +23,13 @@ from pallas_kernels.hopper_tile import (
   load_keys,
   products,
   scratch_of_keys,
-  tile_of_keys,
   transforms,
 )
+from pallas_kernels.hopper_tile import LOG2E, tile_of_keys
 from pallas_kernels.hopper_tuning import Forward
+
+# Where a maximum starts. It is finite so that a row that has seen nothing yet needs no care: exp2(-inf - that) = 0.
+_LOWEST = -1e30
 
 
 def forward(q, k, v, arrays: dict, ranges, call: Call, tuning: Forward):
@@ -146,7 +147,7 @@ def _attend(arrays, smem, call, tuning, batch, head, warpgroup, q_start, visits)
     out, p = lax.optimization_barrier((out, p))
     return out * lax.broadcast_in_dim(shrink, out.shape, [0]), maximum, total, p.astype(dtype)
 
-  maximum, total = jnp.full((ROWS,), LOWEST, jnp.float32), jnp.zeros((ROWS,), jnp.float32)
+  maximum, total = jnp.full((ROWS,), _LOWEST, jnp.float32), jnp.zeros((ROWS,), jnp.float32)
   if 'sinks' in arrays:
     maximum, total = jnp.full((ROWS,), arrays['sinks'][head] * LOG2E, jnp.float32), jnp.ones((ROWS,), jnp.float32)
   pl.when(warpgroup == tuning.warpgroups - 1)(lambda: plgpu.barrier_arrive(smem.turn.at[0]))

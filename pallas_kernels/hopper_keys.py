@@ -18,7 +18,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper_tile import ROWS, Call, Tile, Visits, add_product, free, products, scalars, transforms
+from pallas_kernels.hopper_kernel import ROWS, Call, Visits, add_product, free, products, transforms
+from pallas_kernels.hopper_tile import Tile, scalars
 from pallas_kernels.hopper_tuning import Keys
 
 _WARPGROUPS = 2  # that compute

@@ -12,7 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper_tile import (
+from pallas_kernels.hopper_kernel import (
   ROWS,
   Call,
   Visits,
@@ -21,9 +21,9 @@ from pallas_kernels.hopper_tile import (
   load_keys,
   products,
   scratch_of_keys,
-  tile_of_keys,
   transforms,
 )
+from pallas_kernels.hopper_tile import tile_of_keys
 from pallas_kernels.hopper_tuning import Queries
 
 

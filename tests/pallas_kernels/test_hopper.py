@@ -23,7 +23,7 @@ from pallas_kernels import (
   target,
 )
 from pallas_kernels.block_map import block_map
-from pallas_kernels.hopper_tile import visible_ranges
+from pallas_kernels.hopper_kernel import visible_ranges
 
 _H200 = Device('gpu', 'NVIDIA H200')
 _LEARNED = ('alibi_slopes', 'bias', 'sinks')

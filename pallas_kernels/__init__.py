@@ -1,11 +1,11 @@
 """Attention and cross-entropy kernels. Needs jax alone: the folder can be copied out and used by itself."""
 
-from pallas_kernels.attention import Partition, attention, supports
+from pallas_kernels.attention import attention, supports
 from pallas_kernels.cross_entropy import CrossEntropy, linear_cross_entropy
 from pallas_kernels.device import Device, target
 from pallas_kernels.spec import AttentionSpec, Shapes
 
 __all__ = [
-  'AttentionSpec', 'CrossEntropy', 'Device', 'Partition', 'Shapes', 'attention', 'linear_cross_entropy', 'supports',
+  'AttentionSpec', 'CrossEntropy', 'Device', 'Shapes', 'attention', 'linear_cross_entropy', 'supports',
   'target',
 ]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.deferred import Output, defer
 from pallas_kernels.sharding import vary_alike
 
 
@@ -53,8 +54,16 @@ def linear_cross_entropy(hidden, kernel, labels, *, label_smoothing: float = 0.0
     raise ValueError(f'labels must be integers; got {labels.dtype}')
   if not 0 <= label_smoothing < 1:
     raise ValueError(f'label_smoothing must be in [0, 1); got {label_smoothing}')
+  computed = jnp.promote_types(hidden.dtype, jnp.float32)
+  outputs = (Output(2, (1, 1), computed), Output(2, labels.shape, computed), Output(2, labels.shape, computed))
   with jax.named_scope('linear_cross_entropy'):
-    return _cross_entropy(label_smoothing, z_loss, *vary_alike((hidden, kernel, labels)))
+    total, nll, correct = defer(_evaluate, (label_smoothing, z_loss), 1, outputs, hidden, kernel, labels)
+    return CrossEntropy(total[0, 0], nll, correct > 0)
+
+
+def _evaluate(static, hidden, kernel, labels) -> list:
+  total, nll, correct = _cross_entropy(*static, hidden, kernel, labels)
+  return [total[None, None], nll, correct.astype(nll.dtype)]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from model import layers
 from model import positions as pos
-from pallas_kernels import AttentionSpec, Partition, attention
+from pallas_kernels import AttentionSpec, attention
 from parallel import axes as ax
 
 
@@ -51,15 +51,8 @@ class SelfAttention(layers.Module):
       cache = tuple(jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), context.cache_length, axis=1)
                     for old, new in zip(cache, (k, v)))
       k, v = cache
-    attended = attention(q, k, v, context.spec(self.dropout_rate, key), implementation=self.implementation,
-                         partition=_partition())
+    attended = attention(q, k, v, context.spec(self.dropout_rate, key), implementation=self.implementation)
     return self.out(attended), cache
-
-
-def _partition():
-  """How the active mesh of several devices holds queries and keys; None without one."""
-  axes = [(ax.BATCH, ax.LENGTH, heads, ax.HEAD_DIM) for heads in (ax.HEADS, ax.KV_HEADS)]
-  return None if (mesh := ax.active_mesh()) is None else Partition(mesh, *map(ax.spec_of, axes))
 
 
 class Context:

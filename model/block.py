@@ -1,6 +1,7 @@
 """A transformer block: attention and feed-forward, each on a residual branch. L length, D embed."""
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from model import attention, feed_forward, layers
 from parallel import axes as ax
@@ -35,5 +36,5 @@ class Block(layers.Module):
 
   def _residual(self, x, norm, branch, key):
     if self.pre_norm:
-      return x + layers.dropout(branch(norm(x)), self.dropout_rate, key)
+      return checkpoint_name(x + layers.dropout(branch(norm(x)), self.dropout_rate, key), 'residual')
     return norm(x + layers.dropout(branch(x), self.dropout_rate, key))

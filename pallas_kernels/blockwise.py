@@ -13,6 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.blocks import AXES, Tile, pad_spec, plan
 from pallas_kernels.device import Device, current
@@ -55,7 +56,8 @@ def _attend(q, k, v, spec):
 
 
 def _attend_fwd(q, k, v, spec):
-  out, lse = _forward(q, k, v, spec)
+  q, k, v = (checkpoint_name(x, 'residual') for x in (q, k, v))
+  out, lse = (checkpoint_name(x, 'residual') for x in _forward(q, k, v, spec))
   return (out, lse), (q, k, v, spec, out, lse)
 
 

@@ -6,6 +6,7 @@ import typing
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.deferred import Output, defer
 from pallas_kernels.sharding import vary_alike
@@ -93,7 +94,8 @@ def _fwd(label_smoothing, z_loss, hidden, kernel, labels):
 
   zeros = vary_alike(jnp.zeros(kernel.shape, jnp.promote_types(hidden.dtype, jnp.float32)), kernel)
   d_kernel, (*outputs, d_hidden) = _over_chunks(chunk, zeros, hidden, labels, kernel.shape[0])
-  return _result(*outputs), (d_hidden, d_kernel.astype(kernel.dtype))
+  residuals = tuple(checkpoint_name(x, 'residual') for x in (d_hidden, d_kernel.astype(kernel.dtype)))
+  return CrossEntropy(*(checkpoint_name(x, 'residual') for x in _result(*outputs))), residuals
 
 
 def _bwd(label_smoothing, z_loss, residuals, cotangents):

@@ -1,6 +1,12 @@
-"""Precision as a transformation of any JAX function: see `precision.bf16`."""
+"""Transformations of any JAX function: mixed precision by policy, and named intermediates.
 
-from precision.apply import apply
-from precision.bfloat16 import bf16
+All of them are clients of one interpreter of jaxprs, see `interpreter`.
+"""
 
-__all__ = ['apply', 'bf16']
+from precision.apply import apply, policy
+from precision.capture import capture
+from precision.interpreter import Interpreter, Site
+from precision.mixed import bf16, mixed_precision
+from precision.policy import Policy, describe
+
+__all__ = ['Interpreter', 'Policy', 'Site', 'apply', 'bf16', 'capture', 'describe', 'mixed_precision', 'policy']

@@ -1,140 +1,172 @@
-"""Rewriting inside jit, remat, scan, while, cond and functions with derivatives of their own.
+"""Equations that hold jaxprs: jit, remat, scan, while, cond, shard_map, and functions with derivatives of their own.
 
-Each handler is called as `handler(rewriter, eqn, inputs, flowing, path, scope)`, with the values that enter the
-equation, and returns those that leave it. Activations cross into a body as float32, and are activations again inside.
+Each handler takes a `Call` and returns the outputs of the equation and their sources.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from precision import custom, primitives
-from precision.lazy import activation, exact, is_active, kept
+from precision import jaxprs
 
 
-class _Body:
-  """A jaxpr as a function of arrays, for JAX to trace anew: outputs are float32 where the original's are, but for
-  those that came in bfloat16 from a function that chose so. Remembers which outputs are activations."""
+@dataclasses.dataclass(frozen=True)
+class Call:
+  """An equation on its way through the interpreter; see `Interpreter.evaluate`."""
 
-  def __init__(self, rewriter, jaxpr, values, flowing_outputs, path):
-    self.jaxpr, self.consts = _parts(jaxpr)
-    self.rewriter, self.flowing_outputs, self.path = rewriter, flowing_outputs, path
-    self.active = [is_active(value, var) for value, var in zip(values, self.jaxpr.invars)]
-    self.active_outputs = None
+  interpreter: object
+  eqn: object
+  inputs: list
+  sources: list
+  path: str
+  scope: str
+  frame: object
 
-  def __call__(self, *arrays):
-    inputs = [activation(x) if active else x for x, active in zip(arrays, self.active)]
-    outputs = self.rewriter.evaluate(self.jaxpr, self.consts, inputs, self.flowing_outputs, self.path)
-    self.active_outputs = [is_active(value, var) and var.aval.dtype == jnp.float32
-                           for value, var in zip(outputs, self.jaxpr.outvars)]
-    return [exact(value, var) for value, var in zip(outputs, self.jaxpr.outvars)]
+  @property
+  def params(self) -> dict:
+    return self.eqn.params
 
-  def values(self, outputs):
-    """Outputs of this body, traced before, as values."""
-    return [activation(x) if active and flows else x
-            for x, active, flows in zip(outputs, self.active_outputs, self.flowing_outputs)]
+  def unknown(self, outputs) -> tuple[list, list]:
+    """The outputs, none of which is a view of a parameter."""
+    return list(outputs), [None] * len(self.eqn.outvars)
 
 
-def _parts(jaxpr):
-  """The bare jaxpr and its constants, of a closed jaxpr or a bare one."""
-  return getattr(jaxpr, 'jaxpr', jaxpr), getattr(jaxpr, 'consts', ())
+def rematerialised(interpreter, jaxpr, consts, inputs, sources, path, scope, frame, policy, prevent_cse) -> list:
+  """Evaluates a jaxpr under `jax.checkpoint`."""
 
-
-def _flows(variables, flowing) -> list:
-  return [var in flowing for var in variables]
-
-
-def _exact(values, variables) -> list:
-  return [exact(value, var) for value, var in zip(values, variables)]
-
-
-def _inline(rewriter, eqn, inputs, flowing, path, scope):
-  jaxpr, consts = _parts(eqn.params.get('jaxpr', eqn.params.get('call_jaxpr')))
-  inputs = _constrain(inputs, eqn.invars, eqn.params.get('in_shardings'))
-  outputs = rewriter.evaluate(jaxpr, consts, inputs, _flows(eqn.outvars, flowing), path, scope)
-  return _constrain(outputs, eqn.outvars, eqn.params.get('out_shardings'))
-
-
-def _constrain(values, variables, shardings):
-  return [lax.with_sharding_constraint(exact(value, var), sharding)
-          if isinstance(sharding, jax.sharding.Sharding) else value
-          for value, var, sharding in zip(values, variables, shardings or [None] * len(values))]
-
-
-def _remat(rewriter, eqn, inputs, flowing, path, scope):
-  params = eqn.params
-  body = _Body(rewriter, params['jaxpr'], inputs, _flows(eqn.outvars, flowing), path)
-  arrays = _exact(inputs, eqn.invars)
-  with jax.named_scope(scope):
-    return body.values(jax.checkpoint(body, prevent_cse=params['prevent_cse'], policy=params['policy'])(*arrays))
-
-
-def _scan(rewriter, eqn, inputs, flowing, path, scope):
-  params = eqn.params
-  num_consts, num_carry = _scan_sizes(params)
-  body = _Body(rewriter, params['jaxpr'], inputs, [True] * num_carry + _flows(eqn.outvars[num_carry:], flowing), path)
-  arrays = _exact(inputs, eqn.invars)
-  consts, carry, xs = arrays[:num_consts], arrays[num_consts:num_consts + num_carry], arrays[num_consts + num_carry:]
-
-  def step(carry, xs):
-    outputs = body(*consts, *carry, *xs)
-    return outputs[:num_carry], outputs[num_carry:]
+  def run(variables, *arrays):
+    child = frame.child(variables)
+    outputs, _ = interpreter.evaluate(jaxpr, consts, arrays, sources, path, '', child)
+    return outputs, dict(child.emitted)
 
   with jax.named_scope(scope):
-    carry, ys = lax.scan(step, carry, xs, length=params['length'], reverse=params['reverse'], unroll=params['unroll'])
-  return body.values([*carry, *ys])
+    outputs, emitted = jax.checkpoint(run, prevent_cse=prevent_cse, policy=policy)(frame.variables, *inputs)
+  frame.absorb(emitted)
+  return outputs
 
 
-def _scan_sizes(params):
-  if 'num_carry' in params:
-    return params['num_consts'], params['num_carry']
-  consts, carry, _ = params['ft_in'].unpack()  # jax 0.12
-  return len(consts), len(carry)
+def _inline(call):
+  jaxpr, consts = jaxprs.parts(jaxprs.inner(call.eqn)[0])
+  inputs = jaxprs.constrain(call.inputs, call.params.get('in_shardings'))
+  outputs, sources = call.interpreter.evaluate(jaxpr, consts, inputs, call.sources, call.path, call.scope, call.frame)
+  return jaxprs.constrain(outputs, call.params.get('out_shardings')), sources
 
 
-def _while(rewriter, eqn, inputs, flowing, path, scope):
-  params = eqn.params
-  num_test, num_body = params['cond_nconsts'], params['body_nconsts']
-  arrays = _exact(inputs, eqn.invars)
-  num_consts = num_test + num_body
-  test_consts, body_consts, carry = arrays[:num_test], arrays[num_test:num_consts], arrays[num_consts:]
-  test = _Body(rewriter, params['cond_jaxpr'], inputs[:num_test] + inputs[num_consts:], [False], path)
-  body = _Body(rewriter, params['body_jaxpr'], inputs[num_test:], [True] * len(carry), path)
-  with jax.named_scope(scope):
-    return body.values(lax.while_loop(lambda carry: test(*test_consts, *carry)[0],
-                                      lambda carry: body(*body_consts, *carry), carry))
+def _remat(call):
+  jaxpr, consts = jaxprs.parts(call.params['jaxpr'])
+  return call.unknown(rematerialised(
+      call.interpreter, jaxpr, consts, call.inputs, call.sources, call.path, call.scope, call.frame,
+      call.params['policy'], call.params['prevent_cse']))
 
 
-def _cond(rewriter, eqn, inputs, flowing, path, scope):
-  flows = _flows(eqn.outvars, flowing)
-  bodies = [_Body(rewriter, branch, inputs[1:], flows, path) for branch in eqn.params['branches']]
-  index, *operands = _exact(inputs, eqn.invars)
-  with jax.named_scope(scope):
-    if (platforms := eqn.params.get('branches_platforms')) is None:
-      outputs = lax.switch(index, bodies, *operands)
-    else:
-      named = {name: body for names, body in zip(platforms, bodies) for name in names or ['default']}
-      outputs = lax.platform_dependent(*operands, **named)
-  return bodies[0].values(outputs)
+def _scan(call):
+  params, interpreter, frame = call.params, call.interpreter, call.frame
+  num_consts, num_carry = jaxprs.scan_sizes(params)
+  jaxpr, jaxpr_consts = jaxprs.parts(params['jaxpr'])
+  fixed = num_consts + num_carry
+  consts, carry, xs = call.inputs[:num_consts], call.inputs[num_consts:fixed], call.inputs[fixed:]
+  sources = [*call.sources[:num_consts], *[None] * num_carry, *call.sources[fixed:]]
+
+  def body(child, carry, xs):
+    outputs = interpreter.body(jaxpr, jaxpr_consts, [*consts, *carry, *xs], sources, call.path, child,
+                               prevent_cse=False)
+    return outputs[:num_carry], (outputs[num_carry:], dict(child.emitted))
+
+  counts = {}
+  if frame.variables:
+    slices = [jax.eval_shape(lambda x: x[0], x) for x in xs]
+    created = jax.eval_shape(lambda carry, xs: body(_creating(frame), carry, xs)[1][1], carry, slices)
+    counts = {key: len(values) for (_, key), values in created.items() if key in frame.variables}
+
+  def step(carry, slices):
+    xs, variables = slices
+    child = frame.child() if frame.emits_variables else frame.child(variables, counts)
+    return body(child, carry, xs)
+
+  variables = {key: frame.take(key) for key in counts}
+  with jax.named_scope(call.scope):
+    carry, (ys, emitted) = lax.scan(step, carry, (xs, variables), length=params['length'], reverse=params['reverse'],
+                                    unroll=params['unroll'])
+  frame.absorb(emitted, axis=1)
+  return call.unknown([*carry, *ys])
 
 
-def _custom_vjp(rewriter, eqn, inputs, flowing, path, scope):
-  with jax.named_scope(scope):
-    return custom.call_again(eqn, [kept(value, var) for value, var in zip(inputs, eqn.invars)])
+def _creating(frame):
+  return type(frame)(closed=frame.closed)
 
 
-def _custom_jvp(rewriter, eqn, inputs, flowing, path, scope):
-  with jax.named_scope(scope):
-    return custom.rewritten(rewriter, eqn, _exact(inputs, eqn.invars), path)
+def _closed(call, what, jaxpr, sources):
+  """A jaxpr as a function out of which nothing is captured."""
+  jaxpr, consts = jaxprs.parts(jaxpr)
+  frame = call.frame.child(closed=what)
+  return lambda *arrays: call.interpreter.evaluate(jaxpr, consts, arrays, sources, call.path, '', frame)[0]
 
 
-_HANDLERS = {'jit': _inline, 'pjit': _inline, 'closed_call': _inline, 'core_call': _inline, 'eval_jaxpr': _inline,
-             'remat2': _remat, 'checkpoint': _remat, 'scan': _scan, 'while': _while, 'cond': _cond,
-             'custom_vjp_call': _custom_vjp}
+def _while(call):
+  params, inputs, sources = call.params, call.inputs, call.sources
+  num_test, num_consts = params['cond_nconsts'], params['cond_nconsts'] + params['body_nconsts']
+  carry = inputs[num_consts:]
+  unknown = [None] * len(carry)
+  test = _closed(call, 'a while loop', params['cond_jaxpr'], sources[:num_test] + unknown)
+  body = _closed(call, 'a while loop', params['body_jaxpr'], sources[num_test:num_consts] + unknown)
+  with jax.named_scope(call.scope):
+    return call.unknown(lax.while_loop(lambda carry: test(*inputs[:num_test], *carry)[0],
+                                       lambda carry: body(*inputs[num_test:num_consts], *carry), carry))
 
 
-def handler(eqn):
-  """The handler of an equation, or None."""
-  if eqn.primitive.name == 'custom_jvp_call' and any(map(primitives.has_matmul, primitives.inner_jaxprs(eqn))):
-    return _custom_jvp
-  return _HANDLERS.get(eqn.primitive.name)
+def _cond(call):
+  index, *operands = call.inputs
+  branches = [_closed(call, 'a branch', branch, call.sources[1:]) for branch in call.params['branches']]
+  with jax.named_scope(call.scope):
+    if (platforms := call.params.get('branches_platforms')) is None:
+      return call.unknown(lax.switch(index, branches, *operands))
+    named = {name: branch for names, branch in zip(platforms, branches) for name in names or ['default']}
+    return call.unknown(lax.platform_dependent(*operands, **named))
+
+
+def _shard_map(call):
+  params = call.params
+  body = _closed(call, 'a shard_map', params['jaxpr'], call.sources)
+  with jax.named_scope(call.scope):
+    return call.unknown(jax.shard_map(
+        lambda *arrays: tuple(body(*arrays)), mesh=params['mesh'], in_specs=tuple(params['in_specs']),
+        out_specs=tuple(params['out_specs']), axis_names=params['newly_manual_axes'],
+        check_vma=params['check_vma'])(*call.inputs))
+
+
+_OWN = 'a function with a derivative of its own'
+
+
+def _own_derivative(call):
+  """Evaluates a `custom_jvp` or `custom_vjp` function and, when differentiated, the derivative that it has."""
+  eqn = call.eqn
+  floats = [jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in eqn.invars]
+  evaluate = _closed(call, _OWN, jaxprs.inner(eqn)[0], call.sources)
+
+  def gradients(inputs, cotangents):
+    def of_floats(*chosen):
+      chosen = iter(chosen)
+      return jaxprs.bind(eqn, [next(chosen) if is_float else x for x, is_float in zip(inputs, floats)])
+    return jax.vjp(of_floats, *[x for x, is_float in zip(inputs, floats) if is_float])[1](cotangents)
+
+  @jax.custom_vjp
+  def run(*inputs):
+    return evaluate(*inputs)
+
+  def backward(inputs, cotangents):
+    derivative = jax.make_jaxpr(gradients)(inputs, cotangents)
+    arrays = jax.tree.leaves((inputs, cotangents))
+    found = iter(_closed(call, _OWN, derivative, [None] * len(arrays))(*arrays))
+    return tuple(next(found) if is_float else None for is_float in floats)
+
+  run.defvjp(lambda *inputs: (run(*inputs), inputs), backward)
+  with jax.named_scope(call.scope):
+    return call.unknown(run(*call.inputs))
+
+
+HANDLERS = {
+    'jit': _inline, 'pjit': _inline, 'closed_call': _inline, 'core_call': _inline, 'eval_jaxpr': _inline,
+    'remat2': _remat, 'checkpoint': _remat, 'scan': _scan, 'while': _while, 'cond': _cond, 'shard_map': _shard_map,
+    'custom_jvp_call': _own_derivative, 'custom_vjp_call': _own_derivative}

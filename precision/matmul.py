@@ -11,14 +11,13 @@ from precision.layout import row_major
 
 
 class _Spec(NamedTuple):
-  """What a matmul is, besides its operands: dimension numbers in tuples, and dtypes to return gradients in."""
+  """What a matmul is, besides its operands."""
 
   dimension_numbers: tuple
-  dtypes: tuple
   out_sharding: object
 
 
-def dot_general(lhs, rhs, dimension_numbers, out_sharding=None):
+def dot_general(lhs, rhs, dimension_numbers, out_sharding=None, narrow=None):
   """`lax.dot_general` of float operands rounded to bfloat16, accumulated in float32.
 
   The transpose that jax derives would multiply a float32 cotangent by a bfloat16 operand, which no matrix unit
@@ -28,47 +27,50 @@ def dot_general(lhs, rhs, dimension_numbers, out_sharding=None):
   Args:
     lhs, rhs: float32 or bfloat16.
     dimension_numbers, out_sharding: as for `lax.dot_general`.
+    narrow: the two operands rounded already, where they are at hand; all that the backward pass keeps.
 
   Returns:
     float32.
   """
   contracting, batch = (tuple(tuple(map(int, dims)) for dims in pair) for pair in dimension_numbers)
-  return _dot(_Spec((contracting, batch), (lhs.dtype, rhs.dtype), out_sharding), lhs, rhs)
+  narrow = narrow or (lhs.astype(jnp.bfloat16), rhs.astype(jnp.bfloat16))
+  return _dot(_Spec((contracting, batch), out_sharding), lhs, rhs, *narrow)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _dot(spec, lhs, rhs):
+def _dot(spec, lhs, rhs, narrow_lhs, narrow_rhs):
+  del lhs, rhs
   (lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch) = spec.dimension_numbers
   # The left operand with what is contracted last; the right one either way.
-  lhs, lhs_contracting = _arranged(lhs, lhs_batch, lhs_contracting, orders=('free first',))
-  rhs, rhs_contracting = _arranged(rhs, rhs_batch, rhs_contracting, orders=('contracting first', 'free first'))
+  lhs, lhs_contracting = _arranged(narrow_lhs, lhs_batch, lhs_contracting, orders=('free first',))
+  rhs, rhs_contracting = _arranged(narrow_rhs, rhs_batch, rhs_contracting, orders=('contracting first', 'free first'))
   batch = tuple(range(len(lhs_batch)))
   return row_major(lax.dot_general(lhs, rhs, ((lhs_contracting, rhs_contracting), (batch, batch)),
                                    preferred_element_type=jnp.float32, out_sharding=spec.out_sharding))
 
 
 def _arranged(x, batch, contracting, orders):
-  """x in bfloat16, transposed to the first of `orders` unless it is in one; and where the contracted dimensions are."""
+  """x, transposed to the first of `orders` unless it is in one; and where the contracted dimensions are."""
   free = tuple(i for i in range(x.ndim) if i not in batch + contracting)
   layouts = [batch + (free + contracting if order == 'free first' else contracting + free) for order in orders]
   identity = tuple(range(x.ndim))
   layout = identity if identity in layouts else layouts[0]
-  x = x.astype(jnp.bfloat16)
   return row_major(x if layout == identity else x.transpose(layout)), tuple(map(layout.index, contracting))
 
 
-def _forward(spec, lhs, rhs):
-  lhs, rhs = lhs.astype(jnp.bfloat16), rhs.astype(jnp.bfloat16)
-  return _dot(spec, lhs, rhs), (lhs, rhs)
+def _forward(spec, lhs, rhs, narrow_lhs, narrow_rhs):
+  # Of the wide operands only the dtypes are needed.
+  dtypes = jnp.zeros((0,), lhs.dtype), jnp.zeros((0,), rhs.dtype)
+  return _dot(spec, lhs, rhs, narrow_lhs, narrow_rhs), (narrow_lhs, narrow_rhs, *dtypes)
 
 
-def _backward(spec, operands, cotangent):
-  lhs, rhs = operands
+def _backward(spec, residuals, cotangent):
+  lhs, rhs, *like = residuals
   cotangent = cotangent.astype(jnp.bfloat16)
   lhs_names, rhs_names, out_names = _names(spec.dimension_numbers, lhs.ndim, rhs.ndim)
   d_lhs = _contract(cotangent, out_names, rhs, rhs_names, lhs_names)
   d_rhs = _contract(lhs, lhs_names, cotangent, out_names, rhs_names)
-  return tuple(gradient.astype(dtype) for gradient, dtype in zip((d_lhs, d_rhs), spec.dtypes))
+  return d_lhs.astype(like[0].dtype), d_rhs.astype(like[1].dtype), None, None
 
 
 _dot.defvjp(_forward, _backward)

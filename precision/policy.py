@@ -1,0 +1,60 @@
+"""Which rule an equation gets: an ordered list of (pattern, rule), decided before anything is rounded."""
+
+import dataclasses
+
+import jax
+
+from precision import jaxprs, paths
+
+FLOAT32, BFLOAT16 = 'float32', 'bfloat16'
+RULES = (FLOAT32, BFLOAT16)
+PRODUCTS = frozenset({'dot_general', 'kernel'})  # what a rule is about
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """Rules by module path; the first pattern that matches counts.
+
+  Attributes:
+    rules: (pattern, rule) pairs, see `paths.matches`; the last pattern should be '*'.
+  """
+
+  rules: tuple[tuple[str, str], ...]
+
+  def __post_init__(self):
+    for pattern, rule in self.rules:
+      if rule not in RULES:
+        raise ValueError(f'the rule for {pattern!r} is {rule!r}; it must be one of {", ".join(RULES)}')
+
+  def rule(self, path: str) -> str:
+    """The rule of an equation; float32 where no pattern matches."""
+    return next((rule for pattern, rule in self.rules if paths.matches(pattern, path)), FLOAT32)
+
+  def check(self, jaxpr) -> None:
+    """Raises ValueError where a pattern matches no matrix product of a jaxpr."""
+    found = {path for path, _ in products(jaxpr)}
+    paths.select([pattern for pattern, _ in self.rules if pattern != '*'], found)
+
+
+def products(jaxpr, path: str = ''):
+  """Yields (path, equation) for every equation that a rule is about, at any depth, each once."""
+  for eqn in jaxpr.eqns:
+    here = jaxprs.join(path, str(eqn.source_info.name_stack))
+    if eqn.primitive.name in PRODUCTS:
+      yield here, eqn
+    for body in jaxprs.inner(eqn):
+      yield from products(jaxprs.parts(body)[0], here)
+
+
+def describe(policy: Policy, fn, *args, **kwargs) -> str:
+  """A table of every matrix product of `fn(*args)` with its rule: path, operation, shapes, rule."""
+  closed = jax.make_jaxpr(fn)(*args, **kwargs)
+  rows = {}
+  for path, eqn in products(closed.jaxpr):
+    operands = eqn.invars[:eqn.params['call'].num_operands] if eqn.primitive.name == 'kernel' else eqn.invars
+    shapes = ' '.join(str(list(var.aval.shape)).replace(' ', '') for var in operands)
+    row = (path or '.', eqn.primitive.name, shapes, policy.rule(path))
+    rows[row] = rows.get(row, 0) + 1
+  table = [('path', 'operation', 'operands', 'rule', 'times'), *((*row, str(times)) for row, times in rows.items())]
+  widths = [max(map(len, column)) for column in zip(*table)]
+  return '\n'.join('  '.join(map(str.ljust, row, widths)).rstrip() for row in table)

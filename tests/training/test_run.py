@@ -130,10 +130,24 @@ def test_a_finished_run_stays_as_it_is(make_config, tmp_path):
 
 def test_a_run_goes_on_longer_but_not_with_another_model(make_config, tmp_path):
   training.train(make_config(train__steps=8), tmp_path)
+  with pytest.raises(configs.ConfigError, match='train.steps was 8 and is 10'):
+    training.train(make_config(train__steps=10), tmp_path)
   assert training.train(make_config(train__steps=10, train__allow_new_length=True), tmp_path)
   assert summary(tmp_path)['step'] == 10
   with pytest.raises(configs.ConfigError, match='optimizer.learning_rate was 0.01 and is 0.5'):
     training.train(make_config(optimizer__learning_rate=0.5), tmp_path)
+
+
+def test_the_run_of_an_older_version_goes_on(corpus, tmp_path):
+  """Its directory holds a config.json with the keys of that version."""
+  values = json.loads((ROOT / 'tests' / 'golden' / 'old_config.json').read_text())
+  values['data']['path'] = str(corpus)
+  config = configs.from_json(values)
+  assert not training.train(config, tmp_path, stop_after=2)
+  (tmp_path / 'config.json').write_text(json.dumps(values))
+  assert training.load_run(tmp_path).config == config
+  assert training.train(config, tmp_path) and [line['step'] for line in lines(tmp_path)][:3] == [1, 2, 3]
+  assert json.loads((tmp_path / 'config.json').read_text())['model']['attention']['qk_norm'] is True
 
 
 @pytest.mark.parametrize(

@@ -62,11 +62,11 @@ def test_the_run_of_an_older_version_is_the_same_run(workdir):
 
 @pytest.mark.parametrize('schedule', ['linear', 'cosine', 'wsd'])
 def test_a_new_length_needs_to_be_allowed_where_the_learning_rate_follows_it(schedule):
-  schedule = f'optimizer.schedule={schedule}'
+  keys = (f'optimizer.schedule={schedule}', 'optimizer.decay=20')
   for before, after in ((SHORT, LONG), (LONG, SHORT)):
     with pytest.raises(configs.ConfigError, match='--config.train.allow_new_length=True'):
-      check((schedule, *before), (schedule, *after))
-    assert check((schedule, *before), (schedule, *after, 'train.allow_new_length=True'))
+      check((*keys, *before), (*keys, *after))
+    assert check((*keys, *before), (*keys, *after, 'train.allow_new_length=True'))
 
 
 @pytest.mark.parametrize('schedule', ['constant', 'inverse_sqrt', 'step', 'exponential'])

@@ -16,7 +16,8 @@ class ConfigDict(dict):
       raise AttributeError(key)
     return self[key]
 
-  __setattr__ = dict.__setitem__
+  def __setattr__(self, key, value):
+    self[key] = getattr(value, 'default', value)  # of a key that configs/base.py declares
 
   def lock(self):
     return self
@@ -35,8 +36,9 @@ def load(name: str, variant: str = ''):
   """The config that `configs/NAME.py` gives for a variant, unlocked; plain where ml_collections is missing."""
   if 'ml_collections' not in sys.modules and importlib.util.find_spec('ml_collections') is None:
     config_dict = types.ModuleType('ml_collections.config_dict')
-    config_dict.ConfigDict, config_dict.FieldReference = ConfigDict, lambda value, field_type: value
+    config_dict.ConfigDict = ConfigDict
     package = types.ModuleType('ml_collections')
     package.config_dict = config_dict
     sys.modules |= {'ml_collections': package, 'ml_collections.config_dict': config_dict}
+    importlib.import_module('configs.values').Group = lambda name, moved: ConfigDict()
   return importlib.import_module(f'configs.{name}').get_config(variant).unlock()

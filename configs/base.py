@@ -1,14 +1,27 @@
 """Every key of a meshlm config, with its default, unit and meaning.
 
-Other files in this folder start from `get_config()` here and change a few keys. The config is locked: a key that
-is not here does not exist. A duration (marked "duration") is a number of steps, or a mapping with exactly one of
-`steps`, `tokens`, `examples`, `epochs`, `share` (of the run), for example `{'epochs': 3}`.
+Other files in this folder start from `get_config()` here and change a few keys. A key that is not here does not exist,
+and each says what it may hold: `count` is a whole number, at least 0 where nothing else is said, `number` any finite
+one, `choice` one of its arguments, the first by default. A `duration` is a number of steps, or a mapping with exactly
+one of `steps`, `tokens`, `examples`, `epochs`, `share` (of the run), for example `{'epochs': 3}`.
 """
 
-from ml_collections import config_dict
+from configs.values import Group, choice, count, duration, flag, number, record, text, tuple_of
+
+# New paths of keys by the old ones, under which the config.json of an older version has them.
+MOVED = {
+    'model.qk_norm': 'model.attention.qk_norm',
+    'model.attention_dropout_rate': 'model.attention.dropout_rate',
+    'model.attention_implementation': 'model.attention.implementation',
+}
+# A key that a config.json lacks, since its version did not have it, takes the default; unless that is not what the
+# version did: then the value here.
+AS_BEFORE = {}
+
+_CORPORA = ('python-docs', 'python-sources', 'text', 'jsonl', 'parquet', 'huggingface')
 
 
-def get_config(variant: str = '') -> config_dict.ConfigDict:
+def get_config(variant: str = '') -> Group:
   """Returns the default config: a small pre-norm decoder on the documentation of the Python standard library.
 
   Raises:
@@ -16,133 +29,150 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   """
   if variant:
     raise ValueError(f"configs/base.py has no variant {variant!r}; use --config=configs/base.py")
-  config = config_dict.ConfigDict()
-  config.seed = 0  # initialisation, data order and dropout all follow from it
-  config.init_from = ''  # run directory whose parameters start this run; '' = random initialisation
-  config.zero_stage = 0  # 0 = parameters replicated; 3 = parameters and optimizer state sharded over mesh.fsdp
+  config = _group()
+  config.seed = count(0, at_most=2**31 - 1)  # initialisation, data order and dropout all follow from it
+  config.init_from = text('')  # run directory whose parameters start this run; '' = random initialisation
+  config.zero_stage = choice(0, 3)  # 0 = parameters replicated; 3 = they and optimizer state sharded over mesh.fsdp
   config.model = _model()
   config.data = _data()
   config.objective = _objective()
   config.optimizer = _optimizer()
   config.train = _train()
   config.mesh = _mesh()
-  config.precision = config_dict.ConfigDict()
-  config.precision.dtype = 'float32'  # float32 | bfloat16 (matmuls and activations; parameters stay float32)
+  config.precision = _precision()
   return config.lock()
 
 
-def duration(value) -> config_dict.FieldReference:
-  """A config entry that takes a number of steps or a mapping with one unit."""
-  return config_dict.FieldReference(value, field_type=object)
+def _group(name=''):
+  return Group(name, MOVED)
 
 
 def _model():
-  model = config_dict.ConfigDict()
-  model.family = 'decoder'  # decoder
-  model.vocab_size = 0  # tokens; 0 = the tokenizer's, rounded up to a multiple of 64
-  model.num_layers = 4  # blocks
-  model.embed_dim = 256  # width of the residual stream
-  model.num_heads = 4  # query heads
-  model.num_kv_heads = 0  # key and value heads, dividing num_heads; 0 = num_heads; 1 = multi-query
-  model.head_dim = 0  # width of a head, even; 0 = embed_dim / num_heads
-  model.mlp_dim = 0  # hidden width of the feed-forward; 0 = 4 embed_dim, or 8/3 embed_dim rounded up to 64 if gated
-  model.max_length = 0  # learned positions only: tokens; 0 = data.sequence_length
-  model.positions = 'rope'  # rope | learned | sinusoidal | none
-  model.rope_theta = 10000.0  # base of the rotary wavelengths
-  model.norm = 'rmsnorm'  # rmsnorm | layernorm
-  model.norm_position = 'pre'  # pre | post
-  model.norm_epsilon = 1e-5  # added to the variance
-  model.qk_norm = False  # RMSNorm on queries and keys, per head
-  model.activation = 'silu'  # gelu (erf) | gelu_tanh | relu | silu
-  model.gated_mlp = True  # activation(gate x) * (up x) instead of activation(up x)
-  model.use_bias = False  # biases in linear layers and LayerNorm
-  model.tie_embeddings = True  # the head is the embedding table
-  model.dropout_rate = 0.0  # after the embedding and on each residual branch
-  model.attention_dropout_rate = 0.0  # on attention probabilities
-  model.init = 'normal'  # normal (std init_scale) | fan_in | xavier (both times init_scale)
-  model.init_scale = 0.02  # standard deviation for normal; factor for fan_in and xavier (usually 1)
-  model.init_depth_scaling = True  # residual outputs initialised 1/sqrt(2 num_layers) smaller
-  model.layer_loop = 'auto'  # scan | unroll | auto (unroll on CPU, scan elsewhere)
-  model.remat = 'none'  # none | full (recompute each block) | selective (keep matmul outputs)
-  model.attention_implementation = 'auto'  # auto (on Hopper GPUs its own kernels) | reference | blockwise | tpu
+  model = _group('model')
+  model.family = choice('decoder')  # the stack of blocks
+  model.vocab_size = count(0)  # tokens; 0 = the tokenizer's, rounded up to a multiple of 64
+  model.num_layers = count(4, at_least=1)  # blocks
+  model.embed_dim = count(256, at_least=1)  # width of the residual stream
+  model.num_heads = count(4, at_least=1)  # query heads
+  model.num_kv_heads = count(0)  # key and value heads, dividing num_heads; 0 = num_heads; 1 = multi-query
+  model.head_dim = count(0)  # width of a head, even; 0 = embed_dim / num_heads
+  model.mlp_dim = count(0)  # width of the feed-forward; 0 = 4 embed_dim, or 8/3 embed_dim rounded up to 64 if gated
+  model.max_length = count(0)  # learned positions only: tokens; 0 = data.sequence_length
+  model.positions = choice('rope', 'learned', 'sinusoidal', 'none')  # how a token's place is told
+  model.rope_theta = number(10000.0, above=0)  # base of the rotary wavelengths
+  model.norm = choice('rmsnorm', 'layernorm')  # of the residual stream
+  model.norm_position = choice('pre', 'post')  # before each sublayer, or after adding its output
+  model.norm_epsilon = number(1e-5, above=0)  # added to the variance
+  model.activation = choice('silu', 'gelu', 'gelu_tanh', 'relu')  # of the feed-forward; gelu is by erf
+  model.gated_mlp = flag(True)  # activation(gate x) * (up x) instead of activation(up x)
+  model.use_bias = flag(False)  # biases in linear layers and LayerNorm
+  model.tie_embeddings = flag(True)  # the head is the embedding table
+  model.dropout_rate = number(0.0, at_least=0, below=1)  # after the embedding and on each residual branch
+  model.init = choice('normal', 'fan_in', 'xavier')  # normal (std init_scale); fan_in and xavier, times init_scale
+  model.init_scale = number(0.02, at_least=0)  # standard deviation for normal; factor for the others (usually 1)
+  model.init_depth_scaling = flag(True)  # residual outputs initialised 1/sqrt(2 num_layers) smaller
+  model.layer_loop = choice('auto', 'scan', 'unroll')  # auto: unroll on CPU, scan elsewhere
+  model.remat = choice('none', 'full', 'selective')  # recompute nothing; each block; all but matmul outputs
+  model.attention = _attention()
   return model
 
 
+def _attention():
+  attention = _group('model.attention')
+  attention.qk_norm = flag(False)  # RMSNorm on queries and keys, per head
+  attention.dropout_rate = number(0.0, at_least=0, below=1)  # on attention probabilities
+  # auto takes the best that can serve the call (on Hopper GPUs its own kernels); any other does it or says why not.
+  attention.implementation = choice('auto', 'reference', 'blockwise', 'cudnn', 'hopper', 'tpu')  # the kernel
+  return attention
+
+
 def _data():
-  data = config_dict.ConfigDict()
-  data.corpus = 'python-docs'  # python-docs | python-sources | text | jsonl | parquet | huggingface | mixture
-  data.path = ''  # text, jsonl, parquet: file, directory or glob; huggingface: data set name or directory
-  data.mixture = ()  # mixture: ({'corpus': ..., 'path': ..., 'weight': ...}, ...); weights are shares of tokens
-  data.text_field = 'text'  # jsonl, parquet, huggingface: the field that holds the text
-  data.document = 'file'  # text: file (a file is a document) | blank-line (a block between blank lines is)
-  data.validation_fraction = 0.05  # share of documents held out, chosen by a hash of their content
-  # bytes | characters | words | sentencepiece-bpe | sentencepiece-unigram | wordpiece | byte-bpe | file
-  data.tokenizer = 'sentencepiece-bpe'  # one of the above; all but bytes and file are trained on the corpus
-  data.tokenizer_path = ''  # tokenizer = file: a sentencepiece .model or a tokenizer.json
-  data.vocab_size = 4096  # tokens of a trained tokenizer, special tokens included; words: most frequent are kept
-  data.normalization = 'none'  # none | nfc | nfkc | nfkc-lowercase; applied to text before tokenizing
-  data.sequence_length = 256  # tokens a row that the model sees
-  data.batch_tokens = 4096  # global tokens a step, all devices and accumulation steps together
-  data.packing = 'documents'  # documents (packed whole, no attention across) | none (contiguous chunks)
-  data.num_workers = 0  # processes that encode text; 0 = one a core
-  data.cache_dir = ''  # trained tokenizers and token stores; '' = $XDG_CACHE_HOME/meshlm or ~/.cache/meshlm
+  data = _group('data')
+  data.corpus = choice(*_CORPORA, 'mixture')  # where the text comes from
+  data.path = text('')  # text, jsonl, parquet: file, directory or glob; huggingface: data set name or directory
+  data.mixture = tuple_of(record(
+      {'corpus': 'text', 'weight': 0.5},
+      corpus=choice(*_CORPORA), path=text(''), weight=number(1.0, above=0)))  # mixture: weights are shares of tokens
+  data.text_field = text('text')  # jsonl, parquet, huggingface: the field that holds the text
+  data.document = choice('file', 'blank-line')  # text: a file is a document, or a block between blank lines is
+  data.validation_fraction = number(0.05, at_least=0, below=1)  # share of documents held out, by a hash of the content
+  # All but bytes and file are trained on the corpus.
+  data.tokenizer = choice(
+      'sentencepiece-bpe', 'sentencepiece-unigram', 'wordpiece', 'byte-bpe', 'words', 'characters', 'bytes',
+      'file')  # what a token is
+  data.tokenizer_path = text('')  # tokenizer = file: a sentencepiece .model or a tokenizer.json
+  data.vocab_size = count(4096, at_least=1)  # of a trained tokenizer, special tokens included; words: the most frequent
+  data.normalization = choice('none', 'nfc', 'nfkc', 'nfkc-lowercase')  # applied to text before tokenizing
+  data.sequence_length = count(256, at_least=1)  # tokens a row that the model sees
+  data.batch_tokens = count(4096, at_least=1)  # global tokens a step, all devices and accumulation steps together
+  data.packing = choice('documents', 'none')  # packed whole, no attention across; or contiguous chunks
+  data.num_workers = count(0)  # processes that encode text; 0 = one a core
+  data.cache_dir = text('')  # trained tokenizers and token stores; '' = $XDG_CACHE_HOME/meshlm or ~/.cache/meshlm
   return data
 
 
 def _objective():
-  objective = config_dict.ConfigDict()
-  objective.name = 'causal'  # causal
-  objective.label_smoothing = 0.0  # probability spread evenly over the vocabulary
-  objective.z_loss = 0.0  # weight of log(Z)^2 (PaLM: 1e-4)
+  objective = _group('objective')
+  objective.name = choice('causal')  # what is predicted
+  objective.label_smoothing = number(0.0, at_least=0, below=1)  # probability spread evenly over the vocabulary
+  objective.z_loss = number(0.0, at_least=0)  # weight of log(Z)^2 (PaLM: 1e-4)
   return objective
 
 
 def _optimizer():
-  optimizer = config_dict.ConfigDict()
-  optimizer.name = 'adamw'  # adamw | adam | sgd | rmsprop | adafactor | lion | muon
-  optimizer.learning_rate = 1e-3  # peak; muon: of the matrices
-  optimizer.adam_learning_rate = 1e-3  # muon only: peak for embeddings, head and vectors, trained by adamw
-  optimizer.schedule = 'cosine'  # constant | linear | cosine | inverse_sqrt | wsd | step | exponential
-  optimizer.warmup = duration(100)  # duration: linear to the peak
-  optimizer.decay = duration({'share': 0.2})  # duration: wsd, the final decay; step, exponential: the interval
-  optimizer.decay_factor = 0.1  # step, exponential: the learning rate is multiplied by this every `decay`
-  optimizer.final_fraction = 0.1  # linear, cosine, wsd: final learning rate / peak
-  optimizer.weight_decay = 0.1  # decoupled; on matrices only, never on position tables, norms or biases; adam: none
-  optimizer.beta1 = 0.9  # adam, adamw, lion, muon's adamw: decay of the first moment
-  optimizer.beta2 = 0.95  # adam, adamw, rmsprop, lion, muon's adamw: decay of the second moment
-  optimizer.epsilon = 1e-8  # adam, adamw, rmsprop, muon's adamw
-  optimizer.momentum = 0.9  # sgd, rmsprop, muon
-  optimizer.clip_norm = 1.0  # global gradient norm; 0 = off
-  optimizer.accumulation_steps = 1  # microbatches a step, one after the other
-  optimizer.l1_penalty = 0.0  # times the sum of |w| over matrices, added to the loss
-  optimizer.l2_penalty = 0.0  # times half the sum of w^2 over matrices, added to the loss
-  optimizer.ema_decay = 0.0  # moving average of parameters, used by evaluation and samples; 0 = off
+  optimizer = _group('optimizer')
+  optimizer.name = choice('adamw', 'adam', 'sgd', 'rmsprop', 'adafactor', 'lion', 'muon')  # muon: of the matrices
+  optimizer.learning_rate = number(1e-3, above=0)  # peak; muon: of the matrices
+  optimizer.adam_learning_rate = number(1e-3, above=0)  # muon only: peak for embeddings, head and vectors, by adamw
+  optimizer.schedule = choice(
+      'cosine', 'linear', 'constant', 'inverse_sqrt', 'wsd', 'step', 'exponential')  # the learning rate after warmup
+  optimizer.warmup = duration(100)  # linear to the peak
+  optimizer.decay = duration({'share': 0.2})  # wsd: the final decay; step, exponential: the interval
+  optimizer.decay_factor = number(0.1, above=0)  # step, exponential: multiplies the learning rate every `decay`
+  optimizer.final_fraction = number(0.1, at_least=0)  # linear, cosine, wsd: final learning rate / peak
+  optimizer.weight_decay = number(0.1, at_least=0)  # decoupled; matrices only, no position tables; adam: none
+  optimizer.beta1 = number(0.9, at_least=0, below=1)  # adam, adamw, lion, muon's adamw: decay of the first moment
+  optimizer.beta2 = number(0.95, at_least=0, below=1)  # the same and rmsprop: decay of the second moment
+  optimizer.epsilon = number(1e-8, above=0)  # adam, adamw, rmsprop, muon's adamw
+  optimizer.momentum = number(0.9, at_least=0, below=1)  # sgd, rmsprop, muon
+  optimizer.clip_norm = number(1.0, at_least=0)  # global gradient norm; 0 = off
+  optimizer.accumulation_steps = count(1, at_least=1)  # microbatches a step, one after the other
+  optimizer.l1_penalty = number(0.0, at_least=0)  # times the sum of |w| over matrices, added to the loss
+  optimizer.l2_penalty = number(0.0, at_least=0)  # times half the sum of w^2 over matrices, added to the loss
+  optimizer.ema_decay = number(0.0, at_least=0, below=1)  # moving average of parameters, for evaluation; 0 = off
   return optimizer
 
 
 def _train():
-  train = config_dict.ConfigDict()
-  train.steps = duration(1000)  # duration: length of the run; not a share
-  train.log_every = duration(10)  # duration
-  train.eval_every = duration(200)  # duration; 0 = only at the end
-  train.eval_batches = 0  # batches of the validation split an evaluation reads; 0 = all
-  train.checkpoint_every = duration(200)  # duration; 0 = only at the end
-  train.keep_last = 2  # checkpoints kept besides the best one
-  train.sample_every = duration(0)  # duration; 0 = only at the end
-  train.sample_prompts = ('',)  # texts continued in samples.txt; '' starts a new document
-  train.sample_tokens = 64  # new tokens a sample
-  train.max_bad_steps = 10  # non-finite steps in a row before the run aborts
-  train.early_stopping_patience = 0  # evaluations without a better validation loss before stopping; 0 = off
-  train.tensorboard = True  # write workdir/tensorboard
+  train = _group('train')
+  train.steps = duration(1000, share=False, at_least=1)  # length of the run
+  train.allow_new_length = flag(False)  # a run goes on after train.steps changed, which changes its learning rates
+  train.log_every = duration(10, at_least=1)  # between two lines of metrics
+  train.eval_every = duration(200)  # 0 = only at the end
+  train.eval_batches = count(0)  # batches of the validation split an evaluation reads; 0 = all
+  train.checkpoint_every = duration(200)  # 0 = only at the end
+  train.keep_last = count(2, at_least=1)  # checkpoints kept besides the best one
+  train.sample_every = duration(0)  # 0 = only at the end
+  train.sample_prompts = tuple_of(text(''), default=('',))  # texts continued in samples.txt; '' starts a new document
+  train.sample_tokens = count(64, at_least=1)  # new tokens a sample
+  train.max_bad_steps = count(10, at_least=1)  # non-finite steps in a row before the run aborts
+  train.early_stopping_patience = count(0)  # evaluations without a better validation loss before stopping; 0 = off
+  train.tensorboard = flag(True)  # write workdir/tensorboard
   return train
 
 
 def _mesh():
-  mesh = config_dict.ConfigDict()
-  mesh.data = -1  # devices over which batches are split; -1 = all that the other axes leave
-  mesh.fsdp = 1  # devices over which batches and, at zero_stage 3, parameters are split
-  mesh.tensor = 1  # only 1 so far
-  mesh.sequence = 1  # only 1 so far
-  mesh.pipeline = 1  # only 1 so far
-  mesh.expert = 1  # only 1 so far
+  mesh = _group('mesh')
+  mesh.data = count(-1, at_least=-1)  # devices over which batches are split; -1 = all that the other axes leave
+  mesh.fsdp = count(1, at_least=1)  # devices over which batches and, at zero_stage 3, parameters are split
+  mesh.tensor = count(1, at_least=1)  # only 1 so far
+  mesh.sequence = count(1, at_least=1)  # only 1 so far
+  mesh.pipeline = count(1, at_least=1)  # only 1 so far
+  mesh.expert = count(1, at_least=1)  # only 1 so far
   return mesh
+
+
+def _precision():
+  precision = _group('precision')
+  precision.dtype = choice('float32', 'bfloat16')  # of matmuls and activations; parameters stay float32
+  return precision

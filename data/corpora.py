@@ -14,7 +14,6 @@ from data import cache, documents, standard_library
 from data.documents import Counts, Document
 
 _SUFFIXES = {'text': '', 'jsonl': '.jsonl', 'parquet': '.parquet'}  # of the files that a directory stands for
-_DOCUMENT_UNITS = ('file', 'blank-line')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Corpus:
     files: what `path` stands for, sorted; empty where the corpus is not made of files.
     weight: share of the tokens delivered in training, before normalisation.
     text_field: the field of a record that holds the text.
-    document: file | blank-line.
+    document: one of the values of `data.document`.
     cache_dir: folder for what is slow to derive.
   """
 
@@ -50,29 +49,18 @@ def find(data_config) -> list[Corpus]:
   """
   if data_config.corpus != 'mixture':
     return [_find(data_config, data_config.corpus, data_config.path)]
-  allowed = ('corpus', 'path', 'weight')
   if not data_config.mixture:
-    raise ValueError(f'data.corpus is mixture but data.mixture is empty; give a mapping with {allowed} a component')
-  found = []
-  for component in data_config.mixture:
-    given = dict(component)
-    if unknown := sorted(set(given) - set(allowed)):
-      raise ValueError(f'data.mixture: unknown key {unknown[0]!r} in {given}; the keys are {", ".join(allowed)}')
-    if 'corpus' not in given or not isinstance(given.get('weight'), int | float) or given['weight'] <= 0:
-      raise ValueError(f'data.mixture: {given} must have a corpus and a weight above 0')
-    found.append(_find(data_config, given['corpus'], given.get('path', ''), float(given['weight'])))
-  return found
+    raise ValueError("data.corpus is mixture but data.mixture is empty; give a tuple of mappings such as {'corpus': "
+                     "'text', 'path': 'FILE', 'weight': 0.5}")
+  return [_find(data_config, component['corpus'], component.get('path', ''), component['weight'])
+          for component in data_config.mixture]
 
 
 def _find(data_config, name: str, path: str, weight: float = 1.0) -> Corpus:
-  if name not in _READERS:
-    raise ValueError(f'corpus {name!r} does not exist; data.corpus is one of {", ".join([*_READERS, "mixture"])}')
   if name.startswith('python-') and path:
     raise ValueError(f'corpus {name} takes no path, but data.path is {path!r}; your own text is data.corpus=text')
   if not name.startswith('python-') and not path:
     raise ValueError(f'corpus {name} needs data.path: --config.data.path=FILE')
-  if data_config.document not in _DOCUMENT_UNITS:
-    raise ValueError(f'data.document is {data_config.document!r}; it must be one of {", ".join(_DOCUMENT_UNITS)}')
   if name in ('parquet', 'huggingface'):
     _import_extra(name)
   if name == 'huggingface' and (path.count('/') > 1 or path[0] in '/.~') and not _directory(path):

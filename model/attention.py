@@ -14,8 +14,8 @@ class SelfAttention(layers.Module):
 
   def __init__(self, scope, model_config, *, rngs):
     self.scope = scope
-    self.dropout_rate = model_config.attention_dropout_rate
-    self.implementation = model_config.attention_implementation
+    self.dropout_rate = model_config.attention.dropout_rate
+    self.implementation = model_config.attention.implementation
     embed, head_dim = model_config.embed_dim, model_config.head_dim
 
     def projection(name, heads, axis):
@@ -28,7 +28,8 @@ class SelfAttention(layers.Module):
                              (embed,), (ax.EMBED,), rngs=rngs, residual=True)
 
     def head_norm(name):
-      return layers.RMSNorm(name, head_dim, ax.HEAD_DIM, model_config.norm_epsilon) if model_config.qk_norm else None
+      return (layers.RMSNorm(name, head_dim, ax.HEAD_DIM, model_config.norm_epsilon)
+              if model_config.attention.qk_norm else None)
 
     self.query_norm, self.key_norm = head_norm('query_norm'), head_norm('key_norm')
 

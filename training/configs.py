@@ -1,23 +1,23 @@
 """Reading, checking and writing configs; everything that knows ml_collections outside configs/ is here.
 
-A config is locked and complete: `configs/base.py` has every key, and the type of a key is that of its value there.
+A config is locked and complete: `configs/base.py` has every key and says what it may hold.
 """
 
 import ast
 import difflib
 import importlib.util
-import math
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import config_dict
 
-from training import durations
-
 Config = config_dict.ConfigDict
 
 _ROOT = Path(__file__).resolve().parents[1]
+_BASE = 'configs/base.py'
 _FLAG = '--config.'
+_LOGGER = logging.getLogger(__name__)
 
 
 class ConfigError(ValueError):
@@ -32,40 +32,77 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
     overrides: such as `--config.train.steps=40`, or the same without `--config.`.
 
   Raises:
-    ConfigError: a missing file, unknown variant, unknown key, or value of the wrong type.
+    ConfigError: a missing file, unknown variant, unknown key, or value that the key does not take.
   """
-  config = _complete(_plain(_run_file(path)), path)
+  config = _run_file(_BASE)
+  values = _flattened(_run_file(path).to_dict(), config, path)
+  if lacking := [key for key in flat(config) if key not in values]:
+    raise ConfigError(f'{path} lacks {", ".join(lacking)}: get_config starts from base.get_config() and changes keys')
+  _set_all(config, values, path)
   for override in overrides:
     _override(config, override)
-  return config.lock()
+  return config
 
 
 def to_json(config: Config) -> dict:
   """The config as dicts, lists, strings, numbers and booleans, for `json.dumps`; `from_json` is its inverse."""
-  return _listed(_plain(config))
+  return _listed(config.to_dict())
 
 
 def from_json(values: dict) -> Config:
-  """The config that `to_json` wrote.
+  """The config that `to_json` wrote, now or in an older version.
+
+  Keys that have moved are read under their old names (`MOVED` in configs/base.py). Keys that the version did not have
+  take the value that means what it did, which is logged.
 
   Raises:
-    ConfigError: keys are missing or unknown, as in a config.json of another version, or a value has the wrong type.
+    ConfigError: a key is unknown, or does not take its value.
   """
-  return _complete(values, 'config.json').lock()
+  base = _module(_file(_BASE))
+  config = base.get_config()
+  values = _flattened(values, config, 'config.json')
+  for old in [key for key in base.MOVED if key in values]:
+    if base.MOVED[old] in values:
+      raise ConfigError(f'config.json has both {old} and {base.MOVED[old]}, its new name; remove the one that is wrong')
+    values[base.MOVED[old]] = values.pop(old)
+  defaults = flat(config) | base.AS_BEFORE
+  added = {key: defaults[key] for key in flat(config) if key not in values}
+  _set_all(config, values | added, 'config.json')
+  if added:
+    words = ', '.join(f'{key}={value}' for key, value in added.items())
+    _LOGGER.warning(f'config.json is of an older version; it goes on as before with {words}')
+  return config
+
+
+def flat(config: Config, prefix: str = '') -> dict:
+  """The values of a config by path, such as 'model.attention.qk_norm'."""
+  values = {}
+  for key in config:
+    values |= flat(config[key], f'{prefix}{key}.') if _is_group(config, key) else {f'{prefix}{key}': config[key]}
+  return values
+
+
+def _file(name: str) -> Path:
+  file = Path(name) if Path(name).exists() else _ROOT / name
+  if not file.is_file() or file.suffix != '.py':
+    files = sorted(f'configs/{f.name}' for f in (_ROOT / 'configs').glob('*.py') if 'def get_config' in f.read_text())
+    near = difflib.get_close_matches(name, files, n=1, cutoff=0.5)
+    raise ConfigError(f'no config file {name!r}{_did_you_mean(near)}; there are {", ".join(files)}')
+  return file
+
+
+def _module(file: Path):
+  spec = importlib.util.spec_from_file_location(f'config_file_{file.stem}', file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
 
 
 def _run_file(path: str) -> Config:
   name, _, variant = path.partition(':')
-  file = Path(name) if Path(name).exists() else _ROOT / name
-  if not file.is_file() or file.suffix != '.py':
-    files = sorted(f'configs/{f.name}' for f in (_ROOT / 'configs').glob('*.py') if f.name != '__init__.py')
-    near = difflib.get_close_matches(name, files, n=1, cutoff=0.5)
-    raise ConfigError(f'no config file {name!r}{_did_you_mean(near)}; there are {", ".join(files)}')
-  spec = importlib.util.spec_from_file_location(f'config_file_{file.stem}', file)
-  module = importlib.util.module_from_spec(spec)
+  file = _file(name)
   try:
-    spec.loader.exec_module(module)
-    config = module.get_config(variant)
+    config = _module(file).get_config(variant)
   except (AttributeError, TypeError, ValueError) as error:
     raise ConfigError(f'{path}: {error.args[0] if error.args else error}') from error
   if not isinstance(config, Config):
@@ -73,26 +110,35 @@ def _run_file(path: str) -> Config:
   return config
 
 
-def _complete(values: dict, source: str) -> Config:
-  """The base config, unlocked, with every key set from `values`, which must have exactly its keys."""
-  config = _run_file('configs/base.py').unlock()
-  _fill(config, values, '', source)
-  return config
-
-
-def _fill(group: Config, values: dict, prefix: str, source: str) -> None:
+def _flattened(values: Mapping, group: Config, source: str, prefix: str = '') -> dict:
+  """Values by path, as `flat` gives them, from nested dicts with the groups of `group`."""
   if not isinstance(values, Mapping):
     raise ConfigError(f'{source}: {prefix[:-1]} is a group with keys {_listing(group)}; got {values!r}')
-  extra, missing = [[f'{prefix}{key}' for key in a if key not in b] for a, b in ((values, group), (group, values))]
-  if extra or missing:
-    found = [f'{text} {", ".join(keys)}' for text, keys in (('has unknown', extra), ('lacks', missing)) if keys]
-    raise ConfigError(f'{source} {" and ".join(found)}: every key of configs/base.py must be there and no other; '
-                      'a run of another version continues with that version')
-  for key in group:
-    if _is_group(group, key):
-      _fill(group[key], values[key], f'{prefix}{key}.', source)
-    else:
-      group[key] = _checked(group, key, values[key], f'{prefix}{key}')
+  found = {}
+  for key, value in values.items():
+    nested = key in group and _is_group(group, key)
+    found |= _flattened(value, group[key], source, f'{prefix}{key}.') if nested else {f'{prefix}{key}': value}
+  return found
+
+
+def _set_all(config: Config, values: dict, source: str) -> None:
+  known = flat(config)
+  if unknown := [path for path in values if path not in known]:
+    raise ConfigError(f'{source} has unknown {", ".join(unknown)}: configs/base.py does not have it; a run of another '
+                      'version continues with that version')
+  for path, value in values.items():
+    *parents, key = path.split('.')
+    group = config
+    for parent in parents:
+      group = group[parent]
+    _set(group, key, value)
+
+
+def _set(group: Config, key: str, value) -> None:
+  try:
+    group[key] = value
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
 
 
 def _override(config: Config, override: str) -> None:
@@ -110,15 +156,18 @@ def _override(config: Config, override: str) -> None:
   if _is_group(group, key):
     raise ConfigError(f'{name} is a group; set one of its keys {_listing(group[key])}, '
                       f'for example {_FLAG}{name}.{next(iter(group[key]))}=VALUE')
-  group[key] = _checked(group, key, _parsed(text, group[key]), name)
+  _set(group, key, _parsed(text, group[key]))
 
 
 def _unknown(config: Config, group: Config, name: str, parents: list[str], key: str) -> ConfigError:
+  if new := _module(_file(_BASE)).MOVED.get(name):
+    return ConfigError(f'unknown key {name!r}: it is {new!r} now; type {_FLAG}{new}=VALUE')
   prefix = ''.join(f'{parent}.' for parent in parents)
   near = [prefix + match for match in difflib.get_close_matches(key, list(group), n=1)]
   last = name.rsplit('.')[-1]
-  elsewhere = [path for path in _paths(config) if path.rsplit('.')[-1] == last]
-  near = elsewhere or near or difflib.get_close_matches(name, _paths(config), n=1)
+  elsewhere = [path for path in flat(config) if path.rsplit('.')[-1] == last]
+  near = (difflib.get_close_matches(name, elsewhere, n=1, cutoff=0) or near
+          or difflib.get_close_matches(name, flat(config), n=1))
   where = f'group {prefix[:-1]!r}' if prefix else 'the config'
   return ConfigError(f'unknown key {name!r}{_did_you_mean(near[:1])}; {where} has {_listing(group)}')
 
@@ -131,47 +180,8 @@ def _parsed(text: str, default):
   return text if isinstance(default, str) and not isinstance(value, str) else value
 
 
-def _checked(group: Config, key: str, value, name: str):
-  """`value` as the type that the base config has for this key."""
-  default = group[key]
-  if group.get_type(key) is object:
-    value = value.to_dict() if isinstance(value, Config) else value
-    try:
-      durations.check(value)
-    except ValueError as error:
-      raise ConfigError(f'{name}: {error}') from error
-    return value
-  if isinstance(default, tuple):
-    if not isinstance(value, (tuple, list)):
-      raise _wrong_type(name, value, "a tuple such as ('first', 'second')")
-    if default and not all(isinstance(entry, type(default[0])) for entry in value):
-      raise _wrong_type(name, value, f'a tuple of {type(default[0]).__name__}')
-    return tuple(value)
-  if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-    value = float(value)
-  if type(value) is not type(default):
-    example = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'a text'}[type(default)]
-    raise _wrong_type(name, value, example)
-  if isinstance(value, float) and not math.isfinite(value):
-    raise _wrong_type(name, value, 'a finite number')
-  return value
-
-
-def _wrong_type(name: str, value, expected: str) -> ConfigError:
-  return ConfigError(f'{name} takes {expected}; got {value!r}')
-
-
 def _is_group(group: Config, key: str) -> bool:
-  return isinstance(group[key], Config) and group.get_type(key) is not object
-
-
-def _paths(group: Config, prefix: str = '') -> list[str]:
-  return [path for key in group
-          for path in (_paths(group[key], f'{prefix}{key}.') if _is_group(group, key) else [prefix + key])]
-
-
-def _plain(config: Config) -> dict:
-  return config.to_dict()
+  return isinstance(group[key], Config)
 
 
 def _listed(value):

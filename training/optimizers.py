@@ -68,30 +68,6 @@ def matrices(logical_axes):
   return _map_axes(lambda axes: ax.EMBED in axes and len(set(axes) - {ax.LAYERS, ax.LENGTH}) > 1, logical_axes)
 
 
-def check(optimizer_config) -> None:
-  """Refuses, with a ValueError in words, names that do not exist and numbers out of range."""
-  for key, name, allowed in (('name', optimizer_config.name, NAMES),
-                             ('schedule', optimizer_config.schedule, schedules.NAMES)):
-    if name not in allowed:
-      raise ValueError(f'optimizer.{key}={name!r} does not exist; choose one of {", ".join(allowed)}')
-  for key, value in (('beta1', optimizer_config.beta1), ('beta2', optimizer_config.beta2),
-                     ('momentum', optimizer_config.momentum), ('ema_decay', optimizer_config.ema_decay)):
-    if not 0 <= value < 1:
-      raise ValueError(f'optimizer.{key}={value} must be at least 0 and below 1')
-  for key, value in (('learning_rate', optimizer_config.learning_rate),
-                     ('adam_learning_rate', optimizer_config.adam_learning_rate),
-                     ('decay_factor', optimizer_config.decay_factor), ('epsilon', optimizer_config.epsilon)):
-    if value <= 0:
-      raise ValueError(f'optimizer.{key}={value} must be above 0')
-  for key, value in (('final_fraction', optimizer_config.final_fraction), ('clip_norm', optimizer_config.clip_norm),
-                     ('weight_decay', optimizer_config.weight_decay), ('l1_penalty', optimizer_config.l1_penalty),
-                     ('l2_penalty', optimizer_config.l2_penalty)):
-    if value < 0:
-      raise ValueError(f'optimizer.{key}={value} must not be negative')
-  if optimizer_config.accumulation_steps < 1:
-    raise ValueError(f'optimizer.accumulation_steps={optimizer_config.accumulation_steps} must be at least 1')
-
-
 def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
   # One factor for all leaves fuses into the update; optax's select by leaf keeps a clipped copy of every gradient.
   def clip(updates, _):

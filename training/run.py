@@ -14,15 +14,11 @@ import objectives
 import parallel
 from data import tokenizers
 from training import checkpoints as checkpoints_lib
-from training import configs, plots, runs, signals, validation
+from training import configs, plots, resuming, runs, signals, validation
 from training import console as console_lib
 from training import metrics as metrics_lib
 from training import program as program_lib
 from training.loop import Loop, Progress
-
-# What a run may change when it goes on: how it is watched and where it is computed, not what it computes.
-_MAY_CHANGE = ('train.', 'mesh.', 'zero_stage', 'model.layer_loop', 'model.remat', 'model.attention_implementation',
-               'data.num_workers', 'data.cache_dir')
 
 
 def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = None) -> bool:
@@ -50,10 +46,11 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
     dataset = data.prepare(config.data, objectives.row_length(config.objective, config.data.sequence_length),
                            config.seed, console.task)
     config = resolve(config, dataset.tokenizer)
-    _check_same_run(config, workdir)
+    before = resuming.check_same_run(config, workdir)
     console.message(describe_data(dataset))
     rows = config.data.batch_tokens // config.data.sequence_length
-    program = program_lib.build(config, epoch_steps=dataset.num_rows / rows)
+    epoch_steps = dataset.num_rows / rows
+    program = program_lib.build(config, epoch_steps)
     console.message(describe_program(config, program))
     if program.mesh.size > 1:
       params = program.abstract_state.params
@@ -62,12 +59,15 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
     batches = data.train_batches(dataset, rows, config.seed)
     stack.callback(batches.close)
     state, progress = _start(config, program, checkpoints, batches, console)
+    if before and (change := resuming.check_length(before, config, epoch_steps, progress)):
+      console.message(change)
     _write_identity(config, dataset.tokenizer, workdir)
     writer = stack.enter_context(metrics_lib.MetricsWriter(workdir, progress.step, config.train.tensorboard))
     sample = sampler and _sample_writer(config, program.model, dataset.tokenizer, sampler, workdir, console)
     loop = Loop(config, program, dataset, batches, state, progress, checkpoints, writer, console, sample)
     if loop.finished and _summary_step(workdir) == progress.step:
-      console.message(f'{workdir} is finished at step {progress.step:,}; raise train.steps to train it longer')
+      advice = resuming.how_to_go_on(config, progress, program.lengths.run)
+      console.message(f'{workdir} is finished at step {progress.step:,}; {advice}')
       return True
     finished = loop.run(lambda step: step == stop_after or stop_request.requested is not None)
     checkpoints.wait()
@@ -138,27 +138,6 @@ def _with_params(state, abstract_state, run):
   place = lambda abstract: jax.tree.map(lambda leaf, spec: jax.device_put(leaf, spec.sharding), run.params, abstract)
   ema = None if state.ema is None else place(abstract_state.ema)
   return dataclasses.replace(state, params=place(abstract_state.params), ema=ema)
-
-
-def _check_same_run(config, workdir) -> None:
-  path = workdir / 'config.json'
-  if not path.exists():
-    return
-  old, new = (_flat(configs.to_json(c)) for c in (configs.from_json(json.loads(path.read_text())), config))
-  changed = [key for key in new if old[key] != new[key] and not key.startswith(_MAY_CHANGE)]
-  if changed:
-    words = '; '.join(f'{key} was {old[key]!r} and is {new[key]!r}' for key in changed)
-    raise configs.ConfigError(f'{workdir} holds a run of another config: {words}. Give the same values to resume it, '
-                              'or another --workdir to start a new run')
-
-
-def _flat(values: dict, prefix: str = '') -> dict:
-  flat = {}
-  for key, value in values.items():
-    # Durations are mappings too, but values.
-    nested = isinstance(value, dict) and not prefix
-    flat |= _flat(value, f'{key}.') if nested else {f'{prefix}{key}': value}
-  return flat
 
 
 def _summary_step(workdir) -> int | None:

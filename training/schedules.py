@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import optax
 
 NAMES = ('constant', 'linear', 'cosine', 'inverse_sqrt', 'wsd', 'step', 'exponential')
+FOLLOW_LENGTH = ('linear', 'cosine', 'wsd')  # a longer run has other learning rates at the same step
+HAVE_DECAY = ('wsd', 'step', 'exponential')  # what `decay_steps` says something to
 
 
 def build(
@@ -41,7 +43,7 @@ def _body(optimizer_config, peak, run_steps, warmup_steps, decay_steps):
   name = optimizer_config.schedule
   final = peak * optimizer_config.final_fraction
   rest = max(run_steps - warmup_steps, 1)
-  if name in ('step', 'exponential', 'wsd') and decay_steps < 1:
+  if name in HAVE_DECAY and decay_steps < 1:
     raise ValueError(f'schedule {name!r} needs optimizer.decay of at least one step; got {decay_steps}; '
                      "type for example --config.optimizer.decay=\"{'share': 0.2}\"")
   match name:

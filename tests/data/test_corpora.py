@@ -111,21 +111,22 @@ def test_bad_text_is_told_with_file_and_line(tmp_path):
 
 
 @pytest.mark.parametrize('keys, error, message', [
-  ({'corpus': 'books'}, ValueError, "corpus 'books' does not exist; data.corpus is one of python-docs.*mixture"),
+  ({'corpus': 'books'}, ValueError, "data.corpus='books' does not exist; choose one of python-docs.*mixture"),
   ({'corpus': 'text'}, ValueError, 'corpus text needs data.path: --config.data.path=FILE'),
   ({'path': 'x.txt'}, ValueError, 'corpus python-docs takes no path.*data.corpus=text'),
   ({'corpus': 'text', 'path': 'nowhere.txt'}, FileNotFoundError, 'nowhere.txt does not exist'),
   ({'corpus': 'jsonl', 'path': 'nowhere/*.jsonl'}, FileNotFoundError, r'no file matches nowhere/\*.jsonl'),
   ({'corpus': 'jsonl', 'path': '.'}, FileNotFoundError, 'the directory . holds no .jsonl file'),
-  ({'corpus': 'text', 'path': 'a.txt', 'document': 'page'}, ValueError, "data.document is 'page'.*file, blank-line"),
+  ({'corpus': 'text', 'path': 'a.txt', 'document': 'page'}, ValueError, "data.document='page'.*file, blank-line"),
   ({'corpus': 'mixture'}, ValueError, 'data.mixture is empty'),
-  ({'corpus': 'mixture', 'mixture': ({'corpus': 'text', 'wait': 1},)}, ValueError, "unknown key 'wait'"),
-  ({'corpus': 'mixture', 'mixture': ({'corpus': 'python-docs'},)}, ValueError, 'weight above 0'),
+  ({'corpus': 'mixture', 'mixture': ({'corpus': 'text', 'wait': 1},)}, ValueError,
+   r"data.mixture\[0\] has the unknown key 'wait'"),
+  ({'corpus': 'mixture', 'mixture': ({'corpus': 'python-docs'},)}, ValueError, 'lacks weight'),
   ({'corpus': 'mixture', 'mixture': ({'corpus': 'text', 'path': 'nowhere.txt', 'weight': 1},)}, FileNotFoundError,
    'nowhere.txt'),
-  ({'corpus': 'mixture', 'mixture': ({'corpus': 'python-docs', 'weight': 'much'},)}, ValueError, 'weight above 0'),
-  ({'validation_fraction': 1.5}, ValueError, 'validation_fraction is 1.5'),
-  ({'packing': 'bins'}, ValueError, "data.packing is 'bins'; it must be documents or none"),
+  ({'corpus': 'mixture', 'mixture': ({'corpus': 'python-docs', 'weight': 'much'},)}, ValueError, 'takes a number'),
+  ({'validation_fraction': 1.5}, ValueError, 'validation_fraction=1.5 must be at least 0 and below 1'),
+  ({'packing': 'bins'}, ValueError, "data.packing='bins' does not exist; choose one of documents, none"),
 ])
 def test_mistakes_are_told_before_anything_is_read(tmp_path, monkeypatch, keys, error, message):
   monkeypatch.chdir(tmp_path)

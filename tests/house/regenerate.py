@@ -17,7 +17,7 @@ GOLDEN = pathlib.Path(__file__).with_name('golden')
 def experiments() -> dict[str, str]:
   """Docstring by file in configs/."""
   return {f'configs/{file.name}': ast.get_docstring(ast.parse(file.read_text())) or ''
-          for file in sorted((ROOT / 'configs').glob('*.py')) if file.name != '__init__.py'}
+          for file in sorted((ROOT / 'configs').glob('*.py')) if 'def get_config' in file.read_text()}
 
 
 def paths() -> list[str]:

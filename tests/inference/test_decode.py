@@ -18,7 +18,7 @@ PROMPTS = [[1, 5, 9, 2, 30, 31, 7, 11, 13, 40, 41, 42, 3, 3, 3, 17, 20, 19], [1,
 VARIANTS = {
     'multi_head_rope': {'num_layers': 2},
     'grouped_query': {'num_kv_heads': 2},
-    'multi_query': {'num_kv_heads': 1, 'qk_norm': True},
+    'multi_query': {'num_kv_heads': 1, 'attention.qk_norm': True},
     'learned': {'positions': 'learned', 'max_length': 64, 'norm': 'layernorm', 'use_bias': True, 'gated_mlp': False},
     'sinusoidal_post_norm': {'positions': 'sinusoidal', 'norm_position': 'post'},
     'no_positions_untied': {'positions': 'none', 'tie_embeddings': False},

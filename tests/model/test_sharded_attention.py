@@ -25,7 +25,7 @@ def _loss():
   config = base.get_config()
   config.model.update({
     'vocab_size': 64, 'num_layers': 2, 'embed_dim': 32, 'num_heads': 2, 'num_kv_heads': 1,
-    'attention_implementation': 'blockwise',
+    'attention.implementation': 'blockwise',
   })
   model, params = model_lib.build(config.model)
   return objectives.loss(config.objective, model), params

@@ -25,9 +25,10 @@ def test_a_mesh_takes_the_first_devices_in_order(sizes, data, fsdp):
 
 @pytest.mark.parametrize('sizes, said', [
     ({'tensor': 2}, 'mesh.tensor=2 does not exist yet; set mesh.tensor=1'),
-    ({'expert': 0}, 'mesh.expert=0 does not exist yet'),
-    ({'fsdp': 0}, 'mesh.fsdp=0: each must be at least 1'),
+    ({'expert': 0}, 'mesh.expert=0 must be at least 1'),
+    ({'fsdp': 0}, 'mesh.fsdp=0 must be at least 1'),
     ({'data': -2}, 'mesh.data=-2'),
+    ({'data': 0}, 'mesh.data=0, mesh.fsdp=1: each must be at least 1'),
     ({'fsdp': 3}, 'mesh.fsdp=3 does not divide the 8 devices'),
     ({'fsdp': 16}, 'mesh.fsdp=16 does not divide the 8 devices'),
     ({'data': 4, 'fsdp': 4}, 'needs 16 devices; there are 8; set mesh.data=-1'),

@@ -17,7 +17,6 @@ import objectives
 import parallel
 import training
 from training import checkpoints, configs, loop, metrics, program
-from training import run as run_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 VOLATILE = {'seconds', 'tokens_per_second', 'mfu'}
@@ -51,7 +50,7 @@ def make_config(corpus):
       'model__embed_dim': 32,
       'model__num_heads': 2,
       'model__dropout_rate': 0.1,
-      'model__attention_dropout_rate': 0.1,
+      'model__attention__dropout_rate': 0.1,
       'optimizer__learning_rate': 0.01,
       'optimizer__warmup': 4,
       'mesh__data': 1,
@@ -131,10 +130,24 @@ def test_a_finished_run_stays_as_it_is(make_config, tmp_path):
 
 def test_a_run_goes_on_longer_but_not_with_another_model(make_config, tmp_path):
   training.train(make_config(train__steps=8), tmp_path)
-  assert training.train(make_config(train__steps=10), tmp_path)
+  with pytest.raises(configs.ConfigError, match='train.steps was 8 and is 10'):
+    training.train(make_config(train__steps=10), tmp_path)
+  assert training.train(make_config(train__steps=10, train__allow_new_length=True), tmp_path)
   assert summary(tmp_path)['step'] == 10
   with pytest.raises(configs.ConfigError, match='optimizer.learning_rate was 0.01 and is 0.5'):
     training.train(make_config(optimizer__learning_rate=0.5), tmp_path)
+
+
+def test_the_run_of_an_older_version_goes_on(corpus, tmp_path):
+  """Its directory holds a config.json with the keys of that version."""
+  values = json.loads((ROOT / 'tests' / 'golden' / 'old_config.json').read_text())
+  values['data']['path'] = str(corpus)
+  config = configs.from_json(values)
+  assert not training.train(config, tmp_path, stop_after=2)
+  (tmp_path / 'config.json').write_text(json.dumps(values))
+  assert training.load_run(tmp_path).config == config
+  assert training.train(config, tmp_path) and [line['step'] for line in lines(tmp_path)][:3] == [1, 2, 3]
+  assert json.loads((tmp_path / 'config.json').read_text())['model']['attention']['qk_norm'] is True
 
 
 @pytest.mark.parametrize(
@@ -147,7 +160,7 @@ def test_a_run_goes_on_longer_but_not_with_another_model(make_config, tmp_path):
   ids=str,
 )
 def test_meshes_give_the_losses_and_gradients_of_one_device(make_config, changes):
-  still = {'model__dropout_rate': 0.0, 'model__attention_dropout_rate': 0.0, 'model__vocab_size': 320}
+  still = {'model__dropout_rate': 0.0, 'model__attention__dropout_rate': 0.0, 'model__vocab_size': 320}
   gradient_norms = {}
   for name, extra in (('one', {}), ('many', changes)):
     compiled = program.build(make_config(**still, **extra))
@@ -193,7 +206,7 @@ def test_gradients_over_a_mesh_leaf_by_leaf(make_config, changes):
 
 
 def test_accumulation_gives_the_step_of_the_whole_batch(make_config):
-  still = {'model__dropout_rate': 0.0, 'model__attention_dropout_rate': 0.0, 'model__vocab_size': 320}
+  still = {'model__dropout_rate': 0.0, 'model__attention__dropout_rate': 0.0, 'model__vocab_size': 320}
   results = []
   for accumulation_steps in (1, 4):
     compiled = program.build(make_config(optimizer__accumulation_steps=accumulation_steps, **still))
@@ -206,7 +219,7 @@ def test_accumulation_gives_the_step_of_the_whole_batch(make_config):
 
 
 def test_a_checkpoint_restores_across_meshes(make_config, tmp_path):
-  still = {'model__dropout_rate': 0.0, 'model__attention_dropout_rate': 0.0}
+  still = {'model__dropout_rate': 0.0, 'model__attention__dropout_rate': 0.0}
   training.train(make_config(**still, mesh__data=8), tmp_path / 'a', stop_after=16)
   training.train(make_config(**still, mesh__fsdp=8, zero_stage=3), tmp_path / 'a', stop_after=24)
   training.train(make_config(**still), tmp_path / 'a')
@@ -305,8 +318,7 @@ def command(config_file, workdir, *overrides):
 @pytest.fixture
 def overrides(make_config):
   """The small config as command line overrides of the base config."""
-  flat = run_lib._flat(configs.to_json(make_config()))
-  return [f'--config.{key}={value}' for key, value in flat.items() if value != '']
+  return [f'--config.{key}={value}' for key, value in configs.flat(make_config()).items() if value != '']
 
 
 def test_sigterm_saves_and_the_same_command_resumes(overrides, tmp_path):

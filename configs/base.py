@@ -52,20 +52,28 @@ def _model():
   model.norm = 'rmsnorm'  # rmsnorm | layernorm
   model.norm_position = 'pre'  # pre | post
   model.norm_epsilon = 1e-5  # added to the variance
-  model.qk_norm = False  # RMSNorm on queries and keys, per head
   model.activation = 'silu'  # gelu (erf) | gelu_tanh | relu | silu
   model.gated_mlp = True  # activation(gate x) * (up x) instead of activation(up x)
   model.use_bias = False  # biases in linear layers and LayerNorm
   model.tie_embeddings = True  # the head is the embedding table
   model.dropout_rate = 0.0  # after the embedding and on each residual branch
-  model.attention_dropout_rate = 0.0  # on attention probabilities
   model.init = 'normal'  # normal (std init_scale) | fan_in | xavier (both times init_scale)
   model.init_scale = 0.02  # standard deviation for normal; factor for fan_in and xavier (usually 1)
   model.init_depth_scaling = True  # residual outputs initialised 1/sqrt(2 num_layers) smaller
   model.layer_loop = 'auto'  # scan | unroll | auto (unroll on CPU, scan elsewhere)
   model.remat = 'none'  # none | full (recompute each block) | selective (keep matmul outputs)
-  model.attention_implementation = 'auto'  # auto (on Hopper GPUs its own kernels) | reference | blockwise | tpu
+  model.attention = _attention()
   return model
+
+
+def _attention():
+  attention = config_dict.ConfigDict()
+  attention.implementation = 'auto'  # auto (on Hopper GPUs its own kernels) | reference | blockwise | tpu
+  attention.dropout_rate = 0.0  # on attention probabilities
+  attention.qk_norm = False  # RMSNorm on queries and keys, per head
+  attention.window = 0  # tokens that a local layer sees, itself included; 0 = there is no local layer
+  attention.pattern = ('global',)  # of layers, repeated from the first on: global (sees all) | local (sees the window)
+  return attention
 
 
 def _data():
@@ -117,6 +125,9 @@ def _optimizer():
   optimizer.l1_penalty = 0.0  # times the sum of |w| over matrices, added to the loss
   optimizer.l2_penalty = 0.0  # times half the sum of w^2 over matrices, added to the loss
   optimizer.ema_decay = 0.0  # moving average of parameters, used by evaluation and samples; 0 = off
+  optimizer.frozen = ()  # path patterns of parameters that stay as they are: 'embedding', '*/mlp', 'layers/attention'
+  # (pattern, factor) pairs, the first that matches counts; a factor is a number, or one for each layer that is stacked
+  optimizer.learning_rate_scale = ()  # factors on the learning rate by path pattern: (('embedding', 0.1), ...)
   return optimizer
 
 

@@ -9,7 +9,6 @@ _CHOICES = {
     'family': tuple(FAMILIES), 'positions': positions.POSITIONS, 'norm': layers.NORMS,
     'norm_position': block.NORM_POSITIONS, 'activation': tuple(feed_forward.ACTIVATIONS), 'init': layers.INITS,
     'layer_loop': stack.LAYER_LOOPS, 'remat': stack.REMATS,
-    'attention_implementation': ('auto', 'reference', 'blockwise', 'tpu'),
 }
 
 
@@ -66,15 +65,20 @@ def check(model_config) -> None:
   for key, allowed in _CHOICES.items():
     if model_config[key] not in allowed:
       raise ValueError(f'model.{key}={model_config[key]!r} does not exist; choose one of {", ".join(allowed)}')
+  implementations = ('auto', 'reference', 'blockwise', 'tpu')
+  if model_config.attention.implementation not in implementations:
+    raise ValueError(f'model.attention.implementation={model_config.attention.implementation!r} does not exist; choose '
+                     f'one of {", ".join(implementations)}')
   for key in ('num_layers', 'embed_dim', 'num_heads'):
     if model_config[key] < 1:
       raise ValueError(f'model.{key}={model_config[key]} must be at least 1')
   for key in ('vocab_size', 'num_kv_heads', 'head_dim', 'mlp_dim', 'max_length'):
     if model_config[key] < 0:
       raise ValueError(f'model.{key}={model_config[key]} must not be negative; 0 derives it')
-  for key in ('dropout_rate', 'attention_dropout_rate'):
-    if not 0 <= model_config[key] < 1:
-      raise ValueError(f'model.{key}={model_config[key]} must be at least 0 and below 1')
+  for key, value in (('dropout_rate', model_config.dropout_rate),
+                     ('attention.dropout_rate', model_config.attention.dropout_rate)):
+    if not 0 <= value < 1:
+      raise ValueError(f'model.{key}={value} must be at least 0 and below 1')
   heads, kv_heads = model_config.num_heads, model_config.num_kv_heads
   if not model_config.head_dim and model_config.embed_dim % heads:
     raise ValueError(f'model.num_heads={heads} does not divide model.embed_dim={model_config.embed_dim}; choose heads '

@@ -4,7 +4,7 @@ The function is traced to a jaxpr, which is evaluated again. A rule takes over t
 
     rule(name_stack, eqn, inputs) -> list of outputs
 
-`name_stack` is the path of the equation, such as 'decoder/block/mlp/up', by which a rule can select modules; `inputs`
+`name_stack` is the path of the equation, such as 'layers/mlp/up', by which a rule can select modules; `inputs`
 are arrays: activations (what matmuls produced and float32 mathematics made of it) in bfloat16, all else in the
 dtype of the original function. A rule returns what it computed in the dtypes of the original function. Between the
 equations that rules take, float32 mathematics is left as it was, but that its derivatives start from the rounded
@@ -75,6 +75,8 @@ class Rewriter:
     return [read(var) for var in jaxpr.outvars]
 
   def _equation(self, eqn, inputs, flowing, path, scope):
+    if eqn.primitive.name == 'name':
+      return inputs
     if handler := control_flow.handler(eqn):
       return handler(self, eqn, inputs, flowing, path, scope)
     active = any(is_active(value, var) for value, var in zip(inputs, eqn.invars))

@@ -21,7 +21,7 @@ from training import program as program_lib
 from training.loop import Loop, Progress
 
 # What a run may change when it goes on: how it is watched and where it is computed, not what it computes.
-_MAY_CHANGE = ('train.', 'mesh.', 'zero_stage', 'model.layer_loop', 'model.remat', 'model.attention_implementation',
+_MAY_CHANGE = ('train.', 'mesh.', 'zero_stage', 'model.layer_loop', 'model.remat', 'model.attention.implementation',
                'data.num_workers', 'data.cache_dir')
 
 
@@ -47,8 +47,8 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
   with contextlib.ExitStack() as stack:
     stop_request = stack.enter_context(signals.StopRequest())
     console = stack.enter_context(console_lib.make_console())
-    dataset = data.prepare(config.data, objectives.row_length(config.objective, config.data.sequence_length),
-                           config.seed, console.task)
+    objective = objectives.create(config.objective)
+    dataset = data.prepare(config.data, objective.row_length(config.data.sequence_length), config.seed, console.task)
     config = resolve(config, dataset.tokenizer)
     _check_same_run(config, workdir)
     console.message(describe_data(dataset))
@@ -59,7 +59,7 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
       params = program.abstract_state.params
       console.message(parallel.describe(params, jax.tree.map(lambda leaf: leaf.sharding, params)))
     checkpoints = stack.enter_context(checkpoints_lib.Checkpoints(workdir / 'checkpoints', config.train.keep_last))
-    batches = data.train_batches(dataset, rows, config.seed)
+    batches = data.train_batches(dataset, rows, config.seed, objective.examples)
     stack.callback(batches.close)
     state, progress = _start(config, program, checkpoints, batches, console)
     _write_identity(config, dataset.tokenizer, workdir)
@@ -156,7 +156,7 @@ def _flat(values: dict, prefix: str = '') -> dict:
   flat = {}
   for key, value in values.items():
     # Durations are mappings too, but values.
-    nested = isinstance(value, dict) and not prefix
+    nested = isinstance(value, dict) and prefix in ('', 'model.')
     flat |= _flat(value, f'{key}.') if nested else {f'{prefix}{key}': value}
   return flat
 

@@ -11,7 +11,7 @@ from data import corpora, packing
 from data.tokenizers import base
 from data.tokenizers import training as tokenizer_training
 from precision.apply import DTYPES
-from training import durations, optimizers, schedules
+from training import durations, optimizers, schedules, trainable
 from training.configs import ConfigError
 
 
@@ -52,7 +52,7 @@ def _check_data(config) -> None:
       raise ValueError(f'data.{key}={value} must be at least {least}')
   if not 0 <= config.data.validation_fraction < 1:
     raise ValueError(f'data.validation_fraction={config.data.validation_fraction} must be at least 0 and below 1')
-  packing.check(objectives.row_length(config.objective, config.data.sequence_length), config.data.packing)
+  packing.check(objectives.create(config.objective).row_length(config.data.sequence_length), config.data.packing)
   if not all(isinstance(component, Mapping) for component in config.data.mixture):
     raise ValueError(f"data.mixture={config.data.mixture} must be a tuple of mappings such as "
                      "{'corpus': 'text', 'path': 'FILE', 'weight': 0.5}")
@@ -105,7 +105,7 @@ def _check_schedule(config) -> None:
 
 
 def _check_layout(config, mesh) -> None:
-  """Asks for the sharding of every parameter."""
+  """Asks for the sharding of every parameter, and which ones are trained and how fast."""
   parallel.parameter_rules(config.zero_stage)
   model_config = config.model.copy_and_resolve_references()
   with model_config.unlocked():
@@ -115,3 +115,7 @@ def _check_layout(config, mesh) -> None:
   created = model.create(model_config)
   params = jax.eval_shape(created.init, jax.random.key(0))
   parallel.parameter_shardings(params, created.logical_axes(), mesh, config.zero_stage)
+  task = objectives.make_task(objectives.create(config.objective), created)
+  task = trainable.freeze(task, config.optimizer.frozen)
+  trainable.scale_updates(config.optimizer.learning_rate_scale, task.trained(task.logical_axes)).init(
+    task.trained(params))

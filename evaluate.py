@@ -6,6 +6,7 @@ Exit status: 0 done, 1 an error said in words, 2 bad usage.
 """
 
 import argparse
+import functools
 import json
 import math
 import pathlib
@@ -45,7 +46,7 @@ def read_split(run, path: str | None, console):
   config = run.config
   if path:
     return data.text_split([path], run.tokenizer, config.data.document)
-  row_length = objectives.row_length(config.objective, config.data.sequence_length)
+  row_length = objectives.create(config.objective).row_length(config.data.sequence_length)
   dataset = data.prepare(config.data, row_length, config.seed, console.task)
   if dataset.tokenizer.fingerprint != run.tokenizer.fingerprint:
     raise ValueError(f'the corpus of {run.workdir} is not what it was when the run was trained, so its validation '
@@ -63,9 +64,11 @@ def score(run, split) -> dict[str, float | int]:
   import precision
   from training import evaluation
 
-  loss = precision.apply(run.config.precision, objectives.loss(run.config.objective, run.model))
+  objective = objectives.create(run.config.objective)
+  loss = precision.apply(run.config.precision, objective.loss(run.model))
   eval_step = jax.jit(lambda params, batch: loss(params, batch, None)[1])
-  result = evaluation.evaluate(eval_step, run.params, evaluation.batches(run.config, split), split.bytes_per_target)
+  summarize = functools.partial(objective.summarize, bytes_per_target=split.bytes_per_target)
+  result = evaluation.evaluate(eval_step, run.params, evaluation.batches(run.config, split), summarize)
   return result | {'bytes': split.num_bytes, 'documents': split.num_documents}
 
 

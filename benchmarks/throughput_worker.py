@@ -10,6 +10,7 @@ import time
 import jax
 import numpy as np
 
+import objectives
 from training import configs, program
 
 
@@ -33,8 +34,9 @@ def batches(shape: dict):
   segment_ids = np.ones((rows, row_length), np.int32)
   positions = np.tile(np.arange(row_length, dtype=np.int32), (rows, 1))
   while True:
-    yield {'tokens': windows[rng.integers(len(windows), size=rows)], 'segment_ids': segment_ids,
-           'positions': positions}
+    rows_of_tokens = {'tokens': windows[rng.integers(len(windows), size=rows)], 'segment_ids': segment_ids,
+                      'positions': positions}
+    yield objectives.Causal().examples(rows_of_tokens, None)
 
 
 def main():
@@ -47,14 +49,14 @@ def main():
     for _ in range(steps):
       state, metrics = compiled.step(state, next(stream))
       if previous is not None:
-        float(previous['loss'])  # the training loop reads a step's metrics while the next one runs
+        _ = previous['loss'].value  # the training loop reads a step's metrics while the next one runs
       previous = metrics
     return jax.block_until_ready(state), metrics
 
   start = time.perf_counter()
   state, metrics = train(state, 3)
   print(json.dumps({'parameters': sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-                    'loss': float(metrics['loss'] / metrics['tokens']), 'start_seconds': time.perf_counter() - start}),
+                    'loss': metrics['loss'].value, 'start_seconds': time.perf_counter() - start}),
         flush=True)
   for line in sys.stdin:
     start = time.perf_counter()

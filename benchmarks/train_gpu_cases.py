@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
+import objectives
 from benchmarks import plain_configs
 
 
@@ -63,8 +64,7 @@ def shrunk(case: Case) -> Case:
 
 def batch_shape(case: Case) -> dict:
   """Shape and dtype of what a step takes."""
-  return {name: jax.ShapeDtypeStruct((case.rows, case.length + 1), np.int32)
-          for name in ('tokens', 'segment_ids', 'positions')}
+  return {name: jax.ShapeDtypeStruct((case.rows, case.length), np.int32) for name in objectives.Causal.batch_axes}
 
 
 def batches(case: Case, vocab_size: int, count: int = 8) -> list[dict]:
@@ -73,8 +73,8 @@ def batches(case: Case, vocab_size: int, count: int = 8) -> list[dict]:
   weights = np.cumsum(1 / (np.arange(vocab_size) + 2.7))
   names = random.permutation(vocab_size).astype(np.int32)
   shape = (case.rows, case.length + 1)
-  return [{
+  return [objectives.Causal().examples({
     'tokens': names[np.searchsorted(weights, random.random(shape) * weights[-1], side='right')],
     'segment_ids': np.ones(shape, np.int32),
     'positions': np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1)),
-  } for _ in range(count)]
+  }, None) for _ in range(count)]

@@ -64,7 +64,7 @@ def _measure(case, built, compiled, seconds, say):
   for n in range(_MAX_STEPS):
     state, metrics = compiled(state, batches[n % len(batches)])
     if previous is not None:  # a step's metrics are read while the next one runs, as in the training loop
-      losses.append(float(previous['loss'] / previous['tokens']))
+      losses.append(previous['loss'].value)
       ends.append(time.perf_counter())
     previous = metrics
     if len(ends) > 8 and ends[-1] - ends[3] > seconds:

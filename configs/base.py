@@ -6,7 +6,19 @@ one, `choice` one of its arguments, the first by default. A `duration` is a numb
 one of `steps`, `tokens`, `examples`, `epochs`, `share` (of the run), for example `{'epochs': 3}`.
 """
 
-from configs.values import Group, choice, count, duration, flag, number, record, text, tuple_of
+from configs.values import (
+    Group,
+    choice,
+    count,
+    duration,
+    flag,
+    number,
+    one_or_many,
+    pair_of,
+    record,
+    text,
+    tuple_of,
+)
 
 # New paths of keys by the old ones, under which the config.json of an older version has them.
 MOVED = {
@@ -83,6 +95,8 @@ def _attention():
   attention.dropout_rate = number(0.0, at_least=0, below=1)  # on attention probabilities
   # auto takes the best that can serve the call (on Hopper GPUs its own kernels); any other does it or says why not.
   attention.implementation = choice('auto', 'reference', 'blockwise', 'cudnn', 'hopper', 'tpu')  # the kernel
+  attention.window = count(0)  # tokens that a local layer sees, itself included; 0 = there is no local layer
+  attention.pattern = tuple_of(choice('global', 'local'), default=('global',))  # of layers, repeated from the first on
   return attention
 
 
@@ -140,6 +154,10 @@ def _optimizer():
   optimizer.l1_penalty = number(0.0, at_least=0)  # times the sum of |w| over matrices, added to the loss
   optimizer.l2_penalty = number(0.0, at_least=0)  # times half the sum of w^2 over matrices, added to the loss
   optimizer.ema_decay = number(0.0, at_least=0, below=1)  # moving average of parameters, for evaluation; 0 = off
+  optimizer.frozen = tuple_of(text('embedding'))  # path patterns of parameters that stay as they are: 'layers/mlp', ...
+  # Factors on the learning rate by path pattern, the first that matches counts: a number, or one for each layer.
+  optimizer.learning_rate_scale = tuple_of(  # (('embedding', 0.1), ...)
+      pair_of(text('embedding'), one_or_many(number(0.1, at_least=0))))  # pattern and factor
   return optimizer
 
 
@@ -175,4 +193,5 @@ def _mesh():
 def _precision():
   precision = _group('precision')
   precision.dtype = choice('float32', 'bfloat16')  # of matmuls and activations; parameters stay float32
+  precision.float32 = tuple_of(text('*/router'))  # path patterns of modules whose matmuls stay float32 all the same
   return precision

@@ -106,6 +106,25 @@ class TupleOf(Value):
 
 
 @dataclasses.dataclass(frozen=True)
+class PairOf(Value):
+  entries: tuple[Value, Value]
+
+  def check(self, name, value):
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+      raise _wrong_type(name, f'a pair such as {self.default}', value)
+    return tuple(entry.check(f'{name}[{i}]', part) for i, (entry, part) in enumerate(zip(self.entries, value)))
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOrMany(Value):
+  entry: Value
+
+  def check(self, name, value):
+    several = isinstance(value, (tuple, list))
+    return TupleOf((), self.entry).check(name, value) if several else self.entry.check(name, value)
+
+
+@dataclasses.dataclass(frozen=True)
 class Record(Value):
   """A mapping; its default, an example of one, has the keys that it must have, and `keys` all that it may have."""
 
@@ -167,6 +186,16 @@ def text(default: str) -> Value:
 def tuple_of(entry: Value, default: tuple = ()) -> Value:
   """A tuple whose entries are all what `entry` allows."""
   return TupleOf(default, entry)
+
+
+def pair_of(first: Value, second: Value) -> Value:
+  """A pair of what two values allow."""
+  return PairOf((first.default, second.default), (first, second))
+
+
+def one_or_many(entry: Value) -> Value:
+  """What `entry` allows, or a tuple of it."""
+  return OneOrMany(entry.default, entry)
 
 
 def record(example: dict, **keys: Value) -> Value:

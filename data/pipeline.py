@@ -6,7 +6,7 @@ the stream is one number, and continuing from it is exact.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
 
 import numpy as np
@@ -17,22 +17,41 @@ from data.packing import Batch, Rows, build, pack
 _PREFETCHED = 4  # batches
 
 
-def train_batches(dataset: Dataset, rows: int, seed: int) -> 'Batches':
-  """An endless iterator over batches of `rows` rows, in an order that follows from `seed`."""
-  return Batches(dataset, rows, seed)
+# From raw rows [rows, row_length], see `packing.build`, and int64 [rows, 3] of (seed, epoch, row id) to a batch.
+Examples = Callable[[Batch, np.ndarray], Batch]
+
+
+def raw(rows: Batch, seeds: np.ndarray) -> Batch:
+  """The rows themselves."""
+  del seeds
+  return rows
+
+
+def train_batches(dataset: Dataset, rows: int, seed: int, examples: Examples = raw) -> 'Batches':
+  """An endless iterator over batches of `rows` rows, in an order that follows from `seed`.
+
+  `examples` makes the batch of raw rows, in the iterator's own thread. The numbers it gets for each row do not depend
+  on how many rows a batch has.
+  """
+  return Batches(dataset, rows, seed, examples)
 
 
 class Batches:
-  """Iterator over training batches; `next` gives int32 arrays [rows, row_length], see `packing.build`."""
+  """Iterator over training batches, see `train_batches`."""
 
-  def __init__(self, dataset: Dataset, rows: int, seed: int):
+  def __init__(self, dataset: Dataset, rows: int, seed: int, examples: Examples = raw):
     import grain  # here, because it imports jax, which processes that only encode text can do without
 
     if rows < 1:
       raise ValueError(f'a batch of {rows} rows is empty; data.batch_tokens must be at least data.sequence_length')
     joined = Rows.concatenate(dataset.rows)
     order = _Order(dataset, rows, seed)
-    build_batch = functools.partial(build, joined, stream=dataset.train.stream)
+
+    def build_batch(item):
+      ids, epochs = item
+      seeds = np.stack([np.full_like(ids, seed), epochs, ids], axis=1)
+      return examples(build(joined, ids, dataset.train.stream), seeds)
+
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCHED)
     self._iterator = iter(grain.MapDataset.source(order).map(build_batch).to_iter_dataset(options))
     self._made_of = {'data': dataset.fingerprint, 'rows': rows, 'seed': seed}
@@ -78,7 +97,8 @@ class Batches:
 
 
 class _Order:
-  """Source for grain: item n is the rows of batch n, as indices into the rows of all components together."""
+  """Source for grain: item n is the rows of batch n, as indices into the rows of all components together, and the
+  epoch, of its component, that each of them belongs to."""
 
   def __init__(self, dataset: Dataset, rows: int, seed: int):
     self._rows = rows
@@ -91,16 +111,16 @@ class _Order:
   def __len__(self) -> int:
     return 2**48  # grain wants a length; no run gets here
 
-  def __getitem__(self, step: int) -> np.ndarray:
+  def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
     components, numbers = interleave(self._frequencies, step * self._rows, (step + 1) * self._rows)
-    ids = np.empty(self._rows, np.int64)
+    ids, epochs = np.empty((2, self._rows), np.int64)
     for component in np.unique(components):
       chosen = np.flatnonzero(components == component)
-      epochs, within = np.divmod(numbers[chosen], self._sizes[component])
-      for epoch in np.unique(epochs):
-        now = epochs == epoch
+      epochs[chosen], within = np.divmod(numbers[chosen], self._sizes[component])
+      for epoch in np.unique(epochs[chosen]):
+        now = epochs[chosen] == epoch
         ids[chosen[now]] = self._epoch_order(int(component), int(epoch))[within[now]]
-    return ids
+    return ids, epochs
 
   def _shuffle(self, component: int, epoch: int) -> np.ndarray:
     rng = np.random.default_rng([self._seed, component, epoch])
@@ -135,7 +155,8 @@ def interleave(frequencies: np.ndarray, start: int, stop: int) -> tuple[np.ndarr
   return components[wanted], numbers[wanted]
 
 
-def eval_batches(split: Split, row_length: int, rows: int, packing: str, max_batches: int = 0) -> Iterator[Batch]:
+def eval_batches(split: Split, row_length: int, rows: int, packing: str, max_batches: int = 0,
+                 examples: Examples = raw) -> Iterator[Batch]:
   """Batches over the whole of `split`, each target once, always the same; the last one is padded with segment 0.
 
   Args:
@@ -144,9 +165,11 @@ def eval_batches(split: Split, row_length: int, rows: int, packing: str, max_bat
     rows: of a batch.
     packing: documents | none.
     max_batches: stop after so many; 0 = the whole split. The rows are shuffled, so the first batches are a fair sample.
+    examples: makes the batch of raw rows; it always gets the seed and the epoch 0.
   """
   packed = pack(split.boundaries, row_length, packing)
   order = np.random.default_rng(0).permutation(len(packed))
   order = np.concatenate([order, np.full(-len(order) % rows, -1)]).reshape(-1, rows)
   for ids in order[:max_batches or None]:
-    yield build(packed, ids, split.stream)
+    nothing = np.zeros_like(ids)
+    yield examples(build(packed, ids, split.stream), np.stack([nothing, nothing, np.maximum(ids, 0)], axis=1))

@@ -26,7 +26,7 @@ class Best(NamedTuple):
 
 class State(NamedTuple):
   """What one step hands to the next; beams are sorted by their log-probability."""
-  cache: dict
+  cache: object  # the model's own
   logprobs_BxN: jax.Array
   tokens_BxNxT: jax.Array
   position_R: jax.Array  # of each beam's last token
@@ -51,7 +51,7 @@ def search(model, params, prompts: decode.Prompts, vocabulary: decode.Vocabulary
   N best others run on. At `limits.max_new_tokens` the running beams count as finished.
 
   Args:
-    model, params: the model; parameters from `model.unstacked` spare slicing them at every token.
+    model, params: as for `decode.decode`.
     prompts: from `decode.pad`.
     vocabulary: ids that are tokens.
     num_beams: running beams a prompt.
@@ -70,7 +70,7 @@ def search(model, params, prompts: decode.Prompts, vocabulary: decode.Vocabulary
 @functools.partial(jax.jit, static_argnames=('model', 'num_beams', 'slots'))
 def _start(model, params, prompts, vocabulary, num_beams, limits, slots):
   rows, prompt_slots = prompts.tokens_BxP.shape
-  logits_BxV, cache = decode.prefill(model, params, prompts, slots)
+  logits_BxV, cache = model.prefill(params, prompts.stream, slots)
   repeat = lambda values: jnp.repeat(values, num_beams, axis=0)
   seen_BxNxV = None
   if limits.repetition_penalty is not None:
@@ -92,7 +92,7 @@ def _advance(model, params, state, vocabulary, limits):
 
   def step(state):
     token_R = jnp.take(state.tokens_BxNxT, state.length - 1, axis=-1).reshape(-1)
-    logits_RxV, cache = decode.extend(model, params, state.cache, token_R, state.position_R)
+    logits_RxV, cache = model.extend(params, state.cache, token_R, state.position_R)
     return _extend(state._replace(cache=cache), logits_RxV, vocabulary, limits)
 
   return jax.lax.while_loop(lambda state: (state.length < last) & ~jnp.all(state.done_B), step, state)

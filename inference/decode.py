@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from inference import sampling as sampling_lib
+from model import Stream
 
 CHUNK = 8  # tokens a call: dispatch costs little beside them, and a terminal still shows text as it comes
 MIN_PROMPT_SLOTS = 16
@@ -25,6 +26,11 @@ class Prompts(NamedTuple):
   positions_BxP: np.ndarray
   segment_ids_BxP: np.ndarray
   lengths_B: np.ndarray
+
+  @property
+  def stream(self) -> Stream:
+    """The prompts as a model reads them."""
+    return Stream(self.tokens_BxP, self.positions_BxP, self.segment_ids_BxP)
 
 
 class Vocabulary(NamedTuple):
@@ -41,7 +47,7 @@ class Chunk(NamedTuple):
 
 class State(NamedTuple):
   """What one step hands to the next."""
-  cache: dict
+  cache: object  # the model's own
   token_B: jax.Array  # chosen, not yet seen by the model
   position_B: jax.Array  # of `token_B`
   active_B: jax.Array
@@ -75,31 +81,13 @@ def cache_slots(prompt_slots: int, max_new_tokens: int) -> int:
   return prompt_slots + -(-max_new_tokens // NEW_SLOTS) * NEW_SLOTS
 
 
-def prefill(model, params, prompts: Prompts, slots: int) -> tuple[jax.Array, dict]:
-  """Reads the prompts in one pass.
-
-  Returns:
-    float32 logits `[B, V]` of the first new token, and a cache with `slots` slots a row.
-  """
-  cache = model.init_cache(len(prompts.tokens_BxP), slots)
-  hidden_BxPxD, cache = model.hidden(
-      params, prompts.tokens_BxP, prompts.positions_BxP, prompts.segment_ids_BxP, cache=cache)
-  return model.logits(params, hidden_BxPxD[:, -1:])[:, 0], cache
-
-
-def extend(model, params, cache: dict, token_B: jax.Array, position_B: jax.Array) -> tuple[jax.Array, dict]:
-  """Reads one more token a row; returns float32 logits `[B, V]` of the next one and the cache."""
-  hidden_Bx1xD, cache = model.hidden(
-      params, token_B[:, None], position_B[:, None], jnp.ones_like(token_B)[:, None], cache=cache)
-  return model.logits(params, hidden_Bx1xD)[:, 0], cache
-
-
 def decode(model, params, prompts: Prompts, sampling: sampling_lib.Sampling, vocabulary: Vocabulary,
            keys_B: jax.Array, active_B: np.ndarray, max_new_tokens: int) -> Iterator[Chunk]:
   """Yields new tokens, the first one alone as soon as the prompts are read, then up to `CHUNK` at a time.
 
   Args:
-    model, params: the model; parameters from `model.unstacked` spare slicing them at every token.
+    model, params: anything hashable with `prefill` and `extend`, such as `model.decoder.Decoder`; parameters from its
+      `unstacked` spare slicing them at every token.
     prompts: from `pad`.
     sampling: how tokens are chosen.
     vocabulary: ids that are tokens.
@@ -120,7 +108,7 @@ def decode(model, params, prompts: Prompts, sampling: sampling_lib.Sampling, voc
 
 @functools.partial(jax.jit, static_argnames=('model', 'slots'))
 def _start(model, params, prompts, sampling, vocabulary, keys_B, active_B, slots):
-  logits_BxV, cache = prefill(model, params, prompts, slots)
+  logits_BxV, cache = model.prefill(params, prompts.stream, slots)
   seen_BxV = None
   if sampling.repetition_penalty is not None:
     seen_BxV = seen_tokens(prompts, logits_BxV.shape[-1])
@@ -141,7 +129,7 @@ def _advance(model, params, state, sampling, vocabulary, keys_B, steps):
 
   def step(carry):
     state, chunk, i = carry
-    logits_BxV, cache = extend(model, params, state.cache, state.token_B, state.position_B)
+    logits_BxV, cache = model.extend(params, state.cache, state.token_B, state.position_B)
     state, *chosen = _choose(logits_BxV, state._replace(cache=cache), sampling, vocabulary, keys_B)
     chunk = Chunk(*(values.at[:, i].set(new) for values, new in zip(chunk, chosen, strict=True)))
     return state, chunk, i + 1

@@ -73,10 +73,10 @@ def generate(run, prompts: Sequence[str], *, max_new_tokens: int = 64, temperatu
   _check(prompts, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, num_beams, seed, on_tokens)
   tokenizer = run.tokenizer
   ids = _encode(tokenizer, prompts)
-  if max_new_tokens > (room := _room(run.model.config, ids)):
+  if max_new_tokens > (room := _room(run.model, ids)):
     advice = f'ask for at most {room} new tokens' if room > 0 else 'shorten it'
     raise ValueError(f'the longest prompt has {max(map(len, ids))} tokens, with the mark that begins a document; '
-                     f'{max_new_tokens} new ones do not fit into the {run.model.config.max_length} positions that the '
+                     f'{max_new_tokens} new ones do not fit into the {run.model.length_limit} positions that the '
                      f'model learned: {advice}')
   vocabulary = decode.Vocabulary(tokenizer.vocab_size, tokenizer.eos_id if stop_at_eos else -1)
   request = _Request(run.model, run.model.unstacked(run.params), vocabulary, ids, max_new_tokens)
@@ -93,7 +93,7 @@ def generate(run, prompts: Sequence[str], *, max_new_tokens: int = 64, temperatu
 
 def sample_texts(model, params, tokenizer, prompts: Sequence[str], max_new_tokens: int, seed: int) -> list[str]:
   """Continuations at temperature 0.8 as texts, for samples during training; they end where learned positions do."""
-  max_new_tokens = min(max_new_tokens, max(1, _room(model.config, _encode(tokenizer, prompts))))
+  max_new_tokens = min(max_new_tokens, max(1, _room(model, _encode(tokenizer, prompts))))
   generations = generate(_Run(model, params, tokenizer), prompts, max_new_tokens=max_new_tokens, temperature=0.8,
                          seed=seed)
   return [generation.text for generation in generations]
@@ -178,8 +178,6 @@ def _encode(tokenizer, prompts) -> list[list[int]]:
   return [[tokenizer.eos_id, *map(int, tokenizer.encode(prompt))] for prompt in prompts]
 
 
-def _room(model_config, prompts: list[list[int]]) -> int | float:
+def _room(model, prompts: list[list[int]]) -> int | float:
   """New tokens that fit behind the longest prompt; the last one is never read, so it needs no position."""
-  if model_config.positions != 'learned':
-    return math.inf
-  return model_config.max_length - max(map(len, prompts), default=1) + 1
+  return model.length_limit - max(map(len, prompts), default=1) + 1

@@ -4,5 +4,7 @@
 """
 
 from model.families import build, check, create, resolve
+from model.metrics import Metric
+from model.stream import Stream, Visibility
 
-__all__ = ['build', 'check', 'create', 'resolve']
+__all__ = ['Metric', 'Stream', 'Visibility', 'build', 'check', 'create', 'resolve']

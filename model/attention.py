@@ -1,19 +1,19 @@
-"""Self-attention with many, grouped or one key head. L length, D embed, H heads, G kv_heads, K head_dim."""
+"""Attention with many, grouped or one key head. L queries, S keys, D embed, H heads, G kv_heads, K head_dim."""
 
 import jax
-import jax.numpy as jnp
 
 from model import layers
 from model import positions as pos
-from pallas_kernels import AttentionSpec, attention
+from pallas_kernels import attention
 from parallel import axes as ax
 
 
-class SelfAttention(layers.Module):
+class Attention(layers.Module):
   """Projections, rotary positions and the attention core (Vaswani et al. 2017; Ainslie et al. 2023 for groups)."""
 
-  def __init__(self, scope, model_config, *, rngs):
+  def __init__(self, scope, model_config, window: int = 0, *, rngs):
     self.scope = scope
+    self.window = window
     self.dropout_rate = model_config.attention.dropout_rate
     self.implementation = model_config.attention.implementation
     embed, head_dim = model_config.embed_dim, model_config.head_dim
@@ -28,56 +28,42 @@ class SelfAttention(layers.Module):
                              (embed,), (ax.EMBED,), rngs=rngs, residual=True)
 
     def head_norm(name):
-      return (layers.RMSNorm(name, head_dim, ax.HEAD_DIM, model_config.norm_epsilon)
-              if model_config.attention.qk_norm else None)
+      if not model_config.attention.qk_norm:
+        return None
+      return layers.RMSNorm(name, head_dim, ax.HEAD_DIM, model_config.norm_epsilon)
 
     self.query_norm, self.key_norm = head_norm('query_norm'), head_norm('key_norm')
 
-  def __call__(self, x_BxLxD, context, key, cache):
-    """Returns the attended values [B, L, D] and the cache with this call's keys and values in it.
+  def __call__(self, x_q_BxLxD, x_kv_BxSxD, context, key, cache):
+    """Returns what the queries attend to [B, L, D], and the cache with this call's keys and values in it.
 
     Args:
-      x_BxLxD: the normed residual stream.
-      context: `Context` of the call: segments, positions, rotation.
+      x_q_BxLxD: where queries come from.
+      x_kv_BxSxD: where keys and values come from: the same in self-attention, another stack's output in
+        cross-attention; None = the cache holds them all already.
+      context: `Context` of the call.
       key: PRNG key for dropout on the probabilities, or None.
       cache: (keys, values), each [B, S, G, K], or None.
     """
-    q, k, v = self.query(x_BxLxD), self.key(x_BxLxD), self.value(x_BxLxD)
-    if self.query_norm is not None:
-      q, k = self.query_norm(q), self.key_norm(k)
-    if context.rotation is not None:
-      with jax.named_scope('rotary'):
-        q, k = pos.rotate(q, context.rotation), pos.rotate(k, context.rotation)
-    if cache is not None:
-      cache = tuple(jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), context.cache_length, axis=1)
-                    for old, new in zip(cache, (k, v)))
+    q = _placed(self.query(x_q_BxLxD), self.query_norm, context.queries.rotation)
+    if x_kv_BxSxD is None:
       k, v = cache
-    attended = attention(q, k, v, context.spec(self.dropout_rate, key), implementation=self.implementation)
+    else:
+      k = _placed(self.key(x_kv_BxSxD), self.key_norm, context.keys.rotation)
+      v = self.value(x_kv_BxSxD)
+      if cache is not None:
+        cache = k, v = tuple(jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), context.length, axis=1)
+                             for old, new in zip(cache, (k, v)))
+    spec = context.spec(window=self.window, dropout_rate=self.dropout_rate, key=key)
+    attended = attention(q, k, v, spec, implementation=self.implementation)
     return self.out(attended), cache
 
 
-class Context:
-  """What every layer of one call shares: who sees whom, rotary angles, and where the cache continues."""
+def _placed(x, norm, rotation):
+  if norm is not None:
+    x = norm(x)
+  if rotation is not None:
+    with jax.named_scope('rotary'):
+      x = pos.rotate(x, rotation)
+  return x
 
-  def __init__(self, positions_BxL, segment_ids_BxL, rotation=None, cache=None):
-    self.positions, self.segment_ids, self.rotation = positions_BxL, segment_ids_BxL, rotation
-    self.cache_length = None
-    if cache is not None:
-      self.cache_length = cache['length']
-      self.kv_segment_ids = _append(cache['segment_ids'], segment_ids_BxL, self.cache_length)
-      self.kv_positions = _append(cache['positions'], positions_BxL, self.cache_length)
-
-  def spec(self, dropout_rate: float, key) -> AttentionSpec:
-    """The mask: causal by index without a cache, causal by position against the cache's slots with one."""
-    if key is None or dropout_rate == 0.0:
-      dropout = {}
-    else:
-      dropout = {'dropout_rate': dropout_rate, 'dropout_seed': jax.random.bits(key, (), jnp.uint32)}
-    if self.cache_length is None:
-      return AttentionSpec(causal=True, q_segment_ids=self.segment_ids, kv_segment_ids=self.segment_ids, **dropout)
-    return AttentionSpec(q_segment_ids=self.segment_ids, kv_segment_ids=self.kv_segment_ids,
-                         q_order=self.positions, kv_order=self.kv_positions, **dropout)
-
-
-def _append(slots_BxS, new_BxL, length):
-  return jax.lax.dynamic_update_slice_in_dim(slots_BxS, new_BxL.astype(slots_BxS.dtype), length, axis=1)

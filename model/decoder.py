@@ -2,19 +2,20 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model import counts, layers, stack
+from model import counts, layers
 from model import positions as pos
-from model.attention import Context
-from model.block import Block
+from model.block import Block, segments
+from model.context import Cache, for_self_attention
+from model.stack import Stack, logical_axes
+from model.stream import Stream, Visibility
 from pallas_kernels import CrossEntropy, linear_cross_entropy
 from parallel import axes as ax
-
-SCOPE = 'decoder'
 
 
 class Stem(nnx.Module):
@@ -35,71 +36,91 @@ class Stem(nnx.Module):
 class Decoder:
   """A decoder-only transformer as pure functions of its parameters.
 
-  Parameters are a nested dict of float32 arrays; those of the blocks are stacked on a leading `layers` axis.
+  Parameters are a nested dict of float32 arrays; those of the layers are stacked over repeats, see `Stack`.
   """
 
   config: object
   stem: nnx.GraphDef
-  block: nnx.GraphDef
+  stack: Stack
 
   def init(self, key) -> dict:
     """Fresh parameters from a PRNG key; traceable, so that jit can create them already sharded."""
-    stem_key, block_key = jax.random.split(key)
-    params = nnx.to_pure_dict(nnx.state(Stem(self.config, rngs=nnx.Rngs(params=stem_key))))
-    create = lambda k: nnx.to_pure_dict(nnx.state(Block('block', self.config, rngs=nnx.Rngs(params=k))))
-    params['layers'] = jax.vmap(create)(jax.random.split(block_key, self.config.num_layers))
-    return params
+    stem_key, stack_key = jax.random.split(key)
+    stem = nnx.to_pure_dict(nnx.state(Stem(self.config, rngs=nnx.Rngs(params=stem_key))))
+    return stem | self.stack.init(stack_key)
 
   def logical_axes(self) -> dict:
     """The tree of parameters with a tuple of logical axis names at each leaf."""
-    stem, block = _abstract_modules(self.config)
-    tree = _axes(stem, ())
-    tree['layers'] = _axes(block, (ax.LAYERS,))
-    return tree
+    return logical_axes(_abstract_stem(self.config)) | self.stack.logical_axes()
 
-  def hidden(self, params, tokens, positions, segment_ids, rng=None, cache=None):
+  def hidden(self, params, stream: Stream, rng=None, visibility: Visibility = Visibility.CAUSAL):
     """The residual stream after the last norm.
 
     Args:
-      params: the parameters; with a cache also those of `unstacked`.
-      tokens: int32 [B, L].
-      positions: int32 [B, L], the place of each token in its document.
-      segment_ids: int32 [B, L]; tokens see earlier tokens of their own segment; 0 is padding, seen by nobody.
+      params: the parameters.
+      stream: what to read.
       rng: PRNG key that turns dropout on, or None.
-      cache: from `init_cache` or an earlier call: the tokens continue it, seeing it by position.
+      visibility: which tokens of its segment a token sees.
 
     Returns:
-      float [B, L, D]; with a cache, a pair of it and the new cache.
+      float [B, L, D], and the metrics of the layers.
     """
-    with jax.named_scope(SCOPE):
-      stem = nnx.merge(self.stem, {k: v for k, v in params.items() if k != 'layers'})
-      stem_key, block_keys = None, None
-      if rng is not None:
-        stem_key, block_key = jax.random.split(rng)
-        block_keys = jax.random.split(block_key, self.config.num_layers)
-      x = self._embed(stem, tokens, positions, stem_key)
-      rotation = None
-      if self.config.positions == 'rope':
-        rotation = pos.rotation(positions, self.config.head_dim, self.config.rope_theta)
-      context = Context(positions, segment_ids, rotation, cache)
-      call = lambda layer_params, x, key, layer_cache: nnx.merge(self.block, layer_params)(x, context, key, layer_cache)
-      if cache is None:
-        x = stack.run(lambda p, x, key: call(p, x, key, None)[0], params['layers'], x, block_keys,
-                      layer_loop=self.config.layer_loop, remat=self.config.remat)
-      else:
-        x, keys_values = stack.run_cached(lambda p, x, c: call(p, x, None, c), params['layers'], x, cache['layers'])
-        cache = {'layers': keys_values, 'segment_ids': context.kv_segment_ids, 'positions': context.kv_positions,
-                 'length': cache['length'] + tokens.shape[1]}
-      if stem.final_norm is not None:
-        x = stem.final_norm(x)
-      return x if cache is None else (x, cache)
+    hidden_BxLxD, _, metrics = self._read(params, stream, visibility, rng)
+    return hidden_BxLxD, metrics
 
-  def _embed(self, stem, tokens, positions, key):
-    x = stem.embedding(tokens)
+  def prefill(self, params, stream: Stream, slots: int, visibility: Visibility = Visibility.CAUSAL):
+    """Reads prompts in one pass.
+
+    Args:
+      params: the parameters, those of `unstacked` or not.
+      stream: prompts [B, L], padded on the left with segment 0.
+      slots: of the cache, at least the prompts' and those of the tokens that will follow.
+      visibility: causal or prefix.
+
+    Returns:
+      float32 logits [B, V] of the first new token, and the cache.
+    """
+    cache = Cache.empty(self.stack.num_layers, len(stream.tokens), slots, self.config.num_kv_heads,
+                        self.config.head_dim)
+    hidden_BxLxD, cache, _ = self._read(params, stream, visibility, cache=cache)
+    return self.logits(params, hidden_BxLxD[:, -1:])[:, 0], cache
+
+  def extend(self, params, cache: Cache, token_B, position_B):
+    """Reads one more token a row, int32 [B] with its position; returns float32 logits [B, V] of the next, the cache."""
+    stream = Stream(token_B[:, None], position_B[:, None], jnp.ones_like(token_B)[:, None])
+    hidden_Bx1xD, cache, _ = self._read(params, stream, Visibility.CAUSAL, cache=cache)
+    return self.logits(params, hidden_Bx1xD)[:, 0], cache
+
+  @property
+  def length_limit(self) -> int | float:
+    """Tokens that a text may have at most: as many as there are learned positions, or infinity."""
+    return self.config.max_length if self.config.positions == 'learned' else math.inf
+
+  def _read(self, params, stream, visibility, rng=None, cache=None):
+    stem = nnx.merge(self.stem, {k: v for k, v in params.items() if k not in self.stack.names})
+    stem_key, layer_keys = None, None
+    if rng is not None:
+      stem_key, stack_key = jax.random.split(rng)
+      layer_keys = jax.random.split(stack_key, self.stack.num_layers)
+    x = self._embed(stem, stream, stem_key)
+    rotation = None
+    if self.config.positions == 'rope':
+      rotation = pos.rotation(stream.positions, self.config.head_dim, self.config.rope_theta)
+    context = for_self_attention(stream, visibility, rotation, cache)
+    x, caches, metrics = self.stack.run(params, x, context, layer_keys, None if cache is None else cache.layers,
+                                        layer_loop=self.config.layer_loop, remat=self.config.remat)
+    if cache is not None:
+      cache = cache.extended(caches, context.keys, stream.tokens.shape[1])
+    if stem.final_norm is not None:
+      x = stem.final_norm(x)
+    return x, cache, metrics
+
+  def _embed(self, stem, stream, key):
+    x = stem.embedding(stream.tokens)
     if stem.position is not None:
-      x = x + stem.position(positions)
+      x = x + stem.position(stream.positions)
     if self.config.positions == 'sinusoidal':
-      x = x + pos.sinusoidal(positions, self.config.embed_dim)
+      x = x + pos.sinusoidal(stream.positions, self.config.embed_dim)
     x = layers.dropout(x, self.config.dropout_rate, key)
     return ax.constrain(x, (ax.BATCH, ax.LENGTH, ax.EMBED))
 
@@ -109,24 +130,18 @@ class Decoder:
 
   def logits(self, params, hidden_BxLxD) -> jax.Array:
     """Next-token logits [B, L, V]."""
-    with jax.named_scope(f'{SCOPE}/head'):
+    with jax.named_scope('head'):
       return jnp.einsum('BLD,VD->BLV', hidden_BxLxD, self.head_kernel(params))
 
   def cross_entropy(self, params, hidden_BxLxD, labels_BxL, label_smoothing=0.0, z_loss=0.0) -> CrossEntropy:
     """Head and cross-entropy in one, without ever holding all logits; negative labels are ignored."""
-    with jax.named_scope(f'{SCOPE}/head'):
+    with jax.named_scope('head'):
       return linear_cross_entropy(hidden_BxLxD, self.head_kernel(params), labels_BxL,
                                   label_smoothing=label_smoothing, z_loss=z_loss)
 
-  def init_cache(self, batch: int, length: int, dtype=jnp.float32) -> dict:
-    """An empty cache with `length` slots a row."""
-    slots = jnp.zeros((batch, length, self.config.num_kv_heads, self.config.head_dim), dtype)
-    return {'layers': ((slots, slots),) * self.config.num_layers, 'length': jnp.zeros((), jnp.int32),
-            'segment_ids': jnp.zeros((batch, length), jnp.int32), 'positions': jnp.zeros((batch, length), jnp.int32)}
-
   def unstacked(self, params) -> dict:
-    """The parameters with one tree a layer: what a decode loop should hold."""
-    return {**params, 'layers': stack.unstack(params['layers'])}
+    """The parameters with one tree a repeat: what a decode loop should hold."""
+    return self.stack.unstacked(params)
 
   @functools.cached_property
   def num_params(self) -> int:
@@ -135,22 +150,19 @@ class Decoder:
 
   def flops_per_token(self, sequence_length: int) -> float:
     """FLOPs of one training step, forward and backward, for one token of a row of `sequence_length`."""
-    return counts.decoder_flops_per_token(self.config, sequence_length)
+    windows = [spec.window for segment in self.stack.segments for spec in segment.pattern * segment.repeats]
+    return counts.decoder_flops_per_token(self.config, sequence_length, windows)
 
 
 def create(model_config) -> Decoder:
-  """The decoder of a resolved config, without parameters."""
-  stem, block = _abstract_modules(model_config)
-  return Decoder(model_config, nnx.graphdef(stem), nnx.graphdef(block))
+  """The decoder of a resolved config, without parameters.
+
+  Raises:
+    ValueError: the pattern of layers is not one.
+  """
+  create_block = lambda scope, spec, *, rngs: Block(scope, model_config, spec, rngs=rngs)
+  return Decoder(model_config, nnx.graphdef(_abstract_stem(model_config)), Stack(segments(model_config), create_block))
 
 
-def _abstract_modules(model_config):
-  rngs = lambda: nnx.Rngs(params=jax.random.key(0))
-  return (nnx.eval_shape(lambda: Stem(model_config, rngs=rngs())),
-          nnx.eval_shape(lambda: Block('block', model_config, rngs=rngs())))
-
-
-def _axes(module, prefix) -> dict:
-  state = nnx.state(module)
-  return nnx.to_pure_dict(jax.tree.map(lambda v: v.replace(prefix + v.get_metadata('axes')), state,
-                                       is_leaf=lambda v: isinstance(v, nnx.Variable)))
+def _abstract_stem(model_config):
+  return nnx.eval_shape(lambda: Stem(model_config, rngs=nnx.Rngs(params=jax.random.key(0))))

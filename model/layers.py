@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from parallel import axes as ax
 
@@ -17,9 +18,9 @@ INITS = ('normal', 'fan_in', 'xavier')
 
 
 class Module(nnx.Module):
-  """An nnx module whose call runs inside `jax.named_scope(self.scope)`.
+  """An nnx module whose call runs inside `jax.named_scope(self.scope)`, and whose (first) output is named 'output'.
 
-  Scopes nest, so every operation of the loss carries the path of its module, such as `decoder/block/mlp/up`.
+  Scopes nest, so every operation of the loss carries the path of its module's parameters, such as `layers/mlp/up`.
   """
 
   scope: str
@@ -34,7 +35,10 @@ def _scoped(call):
   @functools.wraps(call)
   def wrapped(self, *args, **kwargs):
     with jax.named_scope(self.scope):
-      return call(self, *args, **kwargs)
+      y = call(self, *args, **kwargs)
+      if isinstance(y, tuple):
+        return checkpoint_name(y[0], 'output'), *y[1:]
+      return checkpoint_name(y, 'output')
   return wrapped
 
 
@@ -119,5 +123,5 @@ def dropout(x, rate: float, key):
   """Zeroes a share `rate` of x and scales the rest by 1/(1 - rate); x itself without a key or a rate."""
   if key is None or rate == 0.0:
     return x
-  keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+  keep = checkpoint_name(jax.random.bernoulli(key, 1.0 - rate, x.shape), 'dropout_mask')
   return jnp.where(keep, x / (1.0 - rate), 0.0)

@@ -1,14 +1,148 @@
-"""Runs a stack of equal layers whose parameters are stacked on a leading axis: scanned or unrolled, with remat."""
+"""A stack of layers whose parameters are stacked over repeats: scanned or unrolled, with remat.
+
+A stack is a list of segments, a segment a short pattern of unlike blocks repeated: local and global attention in turn,
+dense layers before expert layers, and what is left over. A layer is `layer(x, context, key, cache) -> (x, cache,
+metrics)`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
+from flax import nnx
 from jax import ad_checkpoint
+
+from model import metrics as metrics_lib
+from parallel import axes as ax
 
 LAYER_LOOPS = ('auto', 'scan', 'unroll')
 REMATS = ('none', 'full', 'selective')
 
 
+@dataclasses.dataclass(frozen=True)
+class Segment:
+  """Blocks that differ, one after the other, and all of them again.
+
+  Attributes:
+    pattern: what tells the blocks apart, hashable; handed to the stack's `create`.
+    repeats: how often the pattern occurs.
+  """
+
+  pattern: tuple
+  repeats: int
+
+  @property
+  def num_layers(self) -> int:
+    return len(self.pattern) * self.repeats
+
+  def reduced(self) -> 'Segment':
+    """The same layers with the shortest pattern that gives them."""
+    size = len(self.pattern)
+    for period in range(1, size + 1):
+      if size % period == 0 and self.pattern[:period] * (size // period) == self.pattern:
+        return Segment(self.pattern[:period], self.repeats * (size // period))
+    return self
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stack:
+  """Pure functions of the parameters of a list of segments.
+
+  The first segment's parameters stand under `layers`, those of further ones under `layers_1`, ...; each is the tree of
+  its block, or, where the pattern has several, of `block_0`, `block_1`, ...; every leaf has a leading axis of repeats.
+
+  Attributes:
+    segments: at least one.
+    create: `create(scope, spec, rngs=...)` makes the nnx module of a block.
+  """
+
+  segments: tuple[Segment, ...]
+  create: Callable
+
+  @property
+  def num_layers(self) -> int:
+    return sum(segment.num_layers for segment in self.segments)
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """The parameters' keys, one a segment."""
+    return tuple(f'layers_{i}' if i else 'layers' for i in range(len(self.segments)))
+
+  def init(self, key) -> dict:
+    """Fresh parameters; each layer's follow from a key of its own."""
+    params, keys = {}, jax.random.split(key, self.num_layers)
+    for name, segment in zip(self.names, self.segments):
+      here, keys = keys[:segment.num_layers], keys[segment.num_layers:]
+      here = here.reshape(segment.repeats, len(segment.pattern))
+      params[name] = _join([jax.vmap(functools.partial(self._init_block, scope, spec))(here[:, j])
+                            for j, (scope, spec) in enumerate(_blocks(name, segment))])
+    return params
+
+  def logical_axes(self) -> dict:
+    """The tree of `init` with a tuple of logical axis names at each leaf."""
+    return {name: _join([logical_axes(self._abstract(scope, spec), (ax.LAYERS,))
+                         for scope, spec in _blocks(name, segment)])
+            for name, segment in zip(self.names, self.segments)}
+
+  def unstacked(self, params) -> dict:
+    """The parameters with a tuple of trees, one a repeat, for each segment: what a decode loop should hold, so that it
+    slices the weights once and not at every token."""
+    return {**params, **{name: unstack(params[name]) for name in self.names}}
+
+  def run(self, params, x, context, keys=None, caches=None, *, layer_loop: str = 'auto', remat: str = 'none'):
+    """Applies every layer in turn.
+
+    Args:
+      params: holds the segments of `init`, or of `unstacked`.
+      x: what flows through.
+      context: pytree, the same for every layer.
+      keys: PRNG keys [num_layers], or None.
+      caches: a tuple of pytrees, one a layer, or None. With it the loop is always unrolled: a scan would copy the whole
+        cache at every token.
+      layer_loop: 'scan' over the repeats, 'unroll', or 'auto': unroll on CPU, where a scan halves the speed, scan
+        elsewhere, where compile time must not grow with depth.
+      remat: 'none'; 'full' recomputes each layer in the backward pass; 'selective' keeps the outputs of
+        matmuls without batch dimensions and recomputes the rest (Korthikanti et al. 2022, section 5).
+
+    Returns:
+      x after the last layer, the tuple of new caches or None, and the metrics of all layers added up.
+    """
+    unrolled = caches is not None or layer_loop == 'unroll' or layer_loop == 'auto' and jax.default_backend() == 'cpu'
+    metrics, updated, first = {}, [], 0
+    for name, segment in zip(self.names, self.segments):
+      here = slice(first, first + segment.num_layers)
+      layers = [_remat(self._layer(scope), remat, unrolled) for scope, _ in _blocks(name, segment)]
+      own_keys = None if keys is None else keys[here]
+      if unrolled:
+        own_caches = None if caches is None else caches[here]
+        x, new_caches, new = _unroll(layers, params[name], x, context, own_keys, own_caches)
+        updated += new_caches
+      else:
+        x, new = _scan(layers, params[name], x, context, own_keys)
+      metrics = metrics_lib.add(metrics, new)
+      first = here.stop
+    return x, None if caches is None else tuple(updated), metrics
+
+  def _init_block(self, scope, spec, key):
+    return nnx.to_pure_dict(nnx.state(self.create(scope, spec, rngs=nnx.Rngs(params=key))))
+
+  def _abstract(self, scope, spec):
+    return nnx.eval_shape(lambda: self.create(scope, spec, rngs=nnx.Rngs(params=jax.random.key(0))))
+
+  @functools.cached_property
+  def _graphs(self) -> dict:
+    return {scope: nnx.graphdef(self._abstract(scope, spec))
+            for name, segment in zip(self.names, self.segments) for scope, spec in _blocks(name, segment)}
+
+  def _layer(self, scope):
+    """The block as a pure function `layer(params, x, context, key, cache) -> (x, cache, metrics)`."""
+    graph = self._graphs[scope]
+    return lambda params, x, context, key, cache: nnx.merge(graph, params)(x, context, key, cache)
+
+
 def unstack(tree) -> tuple:
-  """A tuple of trees, one a layer, of a tree whose arrays are stacked on the leading axis.
+  """A tuple of trees, one a repeat, of a tree whose arrays are stacked on the leading axis.
 
   Split by one operation an array, whose gradient is one concatenation; indexing layer by layer would build a
   zero-padded gradient of the whole stack for each layer.
@@ -17,29 +151,64 @@ def unstack(tree) -> tuple:
   return tuple(jax.tree.unflatten(structure, layer) for layer in zip(*map(jax.lax.unstack, leaves)))
 
 
-def run(layer, params, x, keys, *, layer_loop: str, remat: str):
-  """Applies `layer(params_i, x, key_i) -> x` for every i in turn.
+def logical_axes(module, prefix: tuple = ()) -> dict:
+  """The pure dict of a module's parameters with `prefix` and their logical axis names at each leaf."""
+  axes = jax.tree.map(lambda v: v.replace(prefix + v.get_metadata('axes')), nnx.state(module),
+                      is_leaf=lambda v: isinstance(v, nnx.Variable))
+  return nnx.to_pure_dict(axes)
 
-  Args:
-    layer: pure function of one layer.
-    params: tree stacked on a leading layers axis.
-    x: what flows through.
-    keys: PRNG keys [layers], or None.
-    layer_loop: 'scan', 'unroll', or 'auto': unroll on CPU, where a scan halves the speed, scan elsewhere, where
-      compile time must not grow with depth.
-    remat: 'none'; 'full' recomputes each layer in the backward pass; 'selective' keeps the outputs of
-      matmuls without batch dimensions and recomputes the rest (Korthikanti et al. 2022, section 5).
 
-  Returns:
-    x after the last layer.
-  """
-  unrolled = layer_loop == 'unroll' or (layer_loop == 'auto' and jax.default_backend() == 'cpu')
-  layer = _remat(layer, remat, unrolled)
-  if not unrolled:
-    return jax.lax.scan(lambda x, slices: (layer(slices[0], x, slices[1]), None), x, (params, keys))[0]
-  for i, layer_params in enumerate(unstack(params)):
-    x = layer(layer_params, _formed_once(x), None if keys is None else keys[i])
-  return x
+def _blocks(name, segment) -> list:
+  """Scope and spec of each block of the pattern; the scope is the path of its parameters."""
+  if len(segment.pattern) == 1:
+    return [(name, segment.pattern[0])]
+  return [(f'{name}/block_{j}', spec) for j, spec in enumerate(segment.pattern)]
+
+
+def _join(blocks: list):
+  return blocks[0] if len(blocks) == 1 else {f'block_{j}': block for j, block in enumerate(blocks)}
+
+
+def _split(tree, size: int) -> list:
+  return [tree] if size == 1 else [tree[f'block_{j}'] for j in range(size)]
+
+
+def _scan(layers, params, x, context, keys):
+  def repeat(x, slices):
+    params, keys = slices
+    metrics = {}
+    for j, (layer, own) in enumerate(zip(layers, _split(params, len(layers)))):
+      x, _, new = layer(own, x, context, None if keys is None else keys[j], None)
+      metrics = metrics_lib.add(metrics, new)
+    return x, metrics
+
+  keys = None if keys is None else keys.reshape(-1, len(layers))
+  x, stacked = jax.lax.scan(repeat, x, (params, keys))
+  return x, metrics_lib.summed(stacked)
+
+
+def _unroll(layers, params, x, context, keys, caches):
+  """Each block is traced once: all its repeats are calls of one jaxpr, by which a transformation knows them again."""
+  layers = [_jitted(layer) for layer in layers]
+  repeats = params if isinstance(params, tuple) else unstack(params)
+  flat = [(layer, own) for repeat in repeats for layer, own in zip(layers, _split(repeat, len(layers)))]
+  metrics, updated = {}, []
+  for i, (layer, own) in enumerate(flat):
+    x = _formed_once(x) if caches is None else x
+    key, cache = (None if values is None else values[i] for values in (keys, caches))
+    x, cache, new = layer(own, x, context, key, cache)
+    metrics = metrics_lib.add(metrics, new)
+    updated.append(cache)
+  return x, updated, metrics
+
+
+def _jitted(function):
+  # A new function for every trace of the model: what a trace depends on besides its arguments (the mesh, the device
+  # compiled for) is not part of the key by which jit finds an earlier one.
+  def layer(params, x, context, key, cache):
+    return function(params, x, context, key, cache)
+
+  return jax.jit(layer, inline=False)
 
 
 @jax.custom_vjp
@@ -49,23 +218,6 @@ def _formed_once(x):
 
 
 _formed_once.defvjp(lambda x: (x, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),))
-
-
-def run_cached(layer, params, x, caches: tuple):
-  """Applies `layer(params_i, x, cache_i) -> (x, cache_i)` for every i in turn, always unrolled.
-
-  A scan would copy the whole cache at every token. `params` is stacked, or already a tuple of trees, one a layer, so
-  that a decode loop slices the weights once and not at every token.
-
-  Returns:
-    x after the last layer, and the tuple of caches.
-  """
-  layers = params if isinstance(params, tuple) else unstack(params)
-  updated = []
-  for layer_params, cache in zip(layers, caches, strict=True):
-    x, cache = layer(layer_params, x, cache)
-    updated.append(cache)
-  return x, tuple(updated)
 
 
 def _remat(layer, remat, unrolled):

@@ -1,15 +1,14 @@
-"""Training objectives: each turns a model into a pure `loss(params, batch, rng) -> (mean, sums)`."""
+"""Training objectives: each turns rows of tokens into examples, and a model into a pure loss of them."""
 
-from objectives import causal
+from objectives.causal import Causal
+from objectives.protocol import Objective
+from objectives.task import Task, make_task, merge
 
-OBJECTIVES = {'causal': causal}
+OBJECTIVES = {'causal': Causal}
+
+__all__ = ['OBJECTIVES', 'Objective', 'Task', 'create', 'make_task', 'merge']
 
 
-def loss(objective_config, model):
-  """The loss of the objective that the config names: see the objective's own `loss`."""
-  return OBJECTIVES[objective_config.name].loss(objective_config, model)
-
-
-def row_length(objective_config, sequence_length: int) -> int:
-  """The tokens a row of a batch must hold for the model to see `sequence_length` of them."""
-  return sequence_length + OBJECTIVES[objective_config.name].EXTRA_TOKENS
+def create(objective_config) -> Objective:
+  """The objective that the config names."""
+  return OBJECTIVES[objective_config.name].from_config(objective_config)

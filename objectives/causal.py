@@ -1,41 +1,68 @@
-"""Next-token prediction. B rows, L inputs, R = L + 1 tokens a row."""
+"""Next-token prediction. B rows, L inputs, R = L + 1 tokens a raw row."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from model import Metric, Stream
+from objectives import summary
+from parallel import axes as ax
 
 IGNORED = -1
-# A row holds one token more than the model sees: the last one is only a target.
-EXTRA_TOKENS = 1
+_TOKENS = (ax.BATCH, ax.LENGTH)
 
 
-def loss(objective_config, model):
-  """The causal language-modelling loss of `model` (Radford et al. 2018, eq. 1).
+@dataclasses.dataclass(frozen=True)
+class Causal:
+  """The causal language-modelling objective (Radford et al. 2018, eq. 1); see `Objective`.
 
-  Args:
-    objective_config: label_smoothing and z_loss are read.
-    model: a model with `hidden` and `cross_entropy`.
-
-  Returns:
-    loss(params, batch, rng): batch holds int32 [B, R] `tokens`, `segment_ids`, `positions`; rng is a PRNG key for
-    dropout or None. A target counts where it continues the segment of its input. The result is the mean over counted
-    tokens, label smoothing and z-loss included, and a dict of float32 sums over counted tokens, plain
-    cross-entropy: `loss` in nats, `tokens`, `correct`.
+  Attributes:
+    label_smoothing: probability spread evenly over the vocabulary.
+    z_loss: weight of log(Z)^2.
   """
 
-  def loss(params, batch, rng):
-    inputs = {k: v[:, :-1] for k, v in batch.items()}
-    hidden = model.hidden(params, inputs['tokens'], inputs['positions'], inputs['segment_ids'], rng)
-    counted = _counted(batch)
-    labels = jnp.where(counted, batch['tokens'][:, 1:], IGNORED)
-    result = model.cross_entropy(params, hidden, labels, objective_config.label_smoothing, objective_config.z_loss)
-    tokens = jnp.sum(counted, dtype=jnp.float32)
-    sums = {'loss': jnp.sum(result.nll), 'tokens': tokens,
-            'correct': jnp.sum(result.correct & counted, dtype=jnp.float32)}
-    return result.total / jnp.maximum(tokens, 1.0), jax.lax.stop_gradient(sums)
+  label_smoothing: float = 0.0
+  z_loss: float = 0.0
 
-  return loss
+  batch_axes = {'tokens': _TOKENS, 'labels': _TOKENS, 'segment_ids': _TOKENS, 'positions': _TOKENS}
 
+  @classmethod
+  def from_config(cls, objective_config):
+    return cls(objective_config.label_smoothing, objective_config.z_loss)
 
-def _counted(batch):
-  segments = batch['segment_ids']
-  return (segments[:, :-1] == segments[:, 1:]) & (segments[:, 1:] != 0)
+  def row_length(self, sequence_length: int) -> int:
+    """One more than the model sees: the last token is only a target."""
+    return sequence_length + 1
+
+  def examples(self, rows, seeds):
+    """Inputs and the tokens after them, int32 [B, L]; a label counts where it continues the segment of its input."""
+    del seeds
+    segments = rows['segment_ids']
+    counted = (segments[:, :-1] == segments[:, 1:]) & (segments[:, 1:] != 0)
+    inputs = {name: np.ascontiguousarray(values[:, :-1]) for name, values in rows.items()}
+    return inputs | {'labels': np.where(counted, rows['tokens'][:, 1:], np.int32(IGNORED))}
+
+  def loss(self, model):
+    """The mean over counted tokens, label smoothing and z-loss included; metrics are of plain cross-entropy (`loss`, in
+    nats) and of the most probable token (`accuracy`)."""
+
+    def loss(params, batch, rng):
+      stream = Stream(batch['tokens'], batch['positions'], batch['segment_ids'])
+      hidden_BxLxD, metrics = model.hidden(params, stream, rng)
+      result = model.cross_entropy(params, hidden_BxLxD, batch['labels'], self.label_smoothing, self.z_loss)
+      counted = batch['labels'] != IGNORED
+      tokens = jnp.sum(counted, dtype=jnp.float32)
+      correct = jnp.sum(result.correct & counted, dtype=jnp.float32)
+      metrics = {'loss': Metric(jnp.sum(result.nll), tokens), 'accuracy': Metric(correct, tokens), **metrics}
+      return result.total / jnp.maximum(tokens, 1.0), jax.lax.stop_gradient(metrics)
+
+    return loss
+
+  def summarize(self, metrics, bytes_per_target):
+    """The means, and of the loss perplexity and bits per byte."""
+    values = {name: metric.value for name, metric in metrics.items()}
+    loss = values.pop('loss')
+    return {'loss': loss, 'perplexity': summary.perplexity(loss), 'accuracy': values.pop('accuracy'),
+            'bits_per_byte': summary.bits_per_byte(loss, bytes_per_target), **values}

@@ -39,9 +39,9 @@ def activation_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
   return _spec(axes, _ACTIVATION_RULES, 'an activation')
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The sharding of `[rows, length]` arrays: rows over data and fsdp."""
-  return NamedSharding(mesh, activation_spec(('batch', 'length')))
+def batch_shardings(batch_axes: dict[str, tuple[str, ...]], mesh: Mesh) -> dict[str, NamedSharding]:
+  """The sharding of each array of a batch by its logical axes: rows over data and fsdp."""
+  return {name: NamedSharding(mesh, activation_spec(axes)) for name, axes in batch_axes.items()}
 
 
 def data_parallel_size(mesh: Mesh) -> int:

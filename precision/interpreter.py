@@ -5,8 +5,8 @@ shard_map and functions with derivatives of their own. A rule takes the equation
 
     rule(site) -> list of outputs
 
-`Site` tells it where the equation stands ('layers/mlp/up'), what it computes, and which operand is which parameter. What
-no rule takes is evaluated as it stands.
+`Site` tells it where the equation stands ('layers/mlp/up'), what it computes, and which operand is which parameter.
+What no rule takes is evaluated as it stands.
 
 Two things can leave or enter a function besides its arguments and results. A *capture* is a value of an equation, by
 path. A *variable* is an array that a rule asks for and that a caller keeps between calls, such as a learned scale.

@@ -1,64 +1,48 @@
 """Scores of a model on held-out text."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
 
 import data
 import objectives
+from model import metrics as metrics_lib
 
 
 def batches(config, split: data.Split, max_batches: int = 0) -> Iterator[data.Batch]:
-  """One pass over a split in the rows and batch size of a config; `max_batches` 0 = all of it."""
-  return data.eval_batches(split, objectives.row_length(config.objective, config.data.sequence_length),
-                           config.data.batch_tokens // config.data.sequence_length, config.data.packing, max_batches)
+  """One pass over a split in the examples and batch size of a config; `max_batches` 0 = all of it."""
+  objective = objectives.create(config.objective)
+  return data.eval_batches(split, objective.row_length(config.data.sequence_length),
+                           config.data.batch_tokens // config.data.sequence_length, config.data.packing, max_batches,
+                           objective.examples)
 
 
-def evaluate(eval_step: Callable, params, batches: Iterable, bytes_per_target: float) -> dict[str, float]:
-  """Averages over all counted tokens of all batches.
+def evaluate(eval_step: Callable, params, batches: Iterable, summarize: Callable) -> dict[str, float]:
+  """Averages over all that counts in all batches.
 
   Args:
-    eval_step: `eval_step(params, batch) -> sums`, with the sums of an objective: `loss` in nats, `tokens`, `correct`.
+    eval_step: `eval_step(params, batch) -> metrics`, those of an objective's loss.
     params: parameters.
     batches: at least one batch.
-    bytes_per_target: UTF-8 bytes of the original text for each token predicted.
+    summarize: from metrics to what is reported: the objective's, with the bytes a target of this text.
 
   Returns:
-    `loss` (nats a token), `perplexity`, `accuracy`, `bits_per_byte`, `tokens` (counted).
+    What `summarize` makes of the metrics of all batches, and `tokens` (counted).
 
   Raises:
     ValueError: there is nothing to evaluate on.
   """
   # Dispatched one ahead of the one that is read, so that the device does not wait for the host.
-  totals, pending = {}, None
+  totals, pending = {}, {}
   for batch in batches:
-    sums = eval_step(params, batch)
-    _add(totals, pending)
-    pending = sums
-  _add(totals, pending)
-  if not totals.get('tokens'):
+    metrics = eval_step(params, batch)
+    totals = metrics_lib.add(totals, _on_host(pending))
+    pending = metrics
+  totals = metrics_lib.add(totals, _on_host(pending))
+  if not totals or not totals['loss'].weight:
     raise ValueError('there is no token to evaluate on: the text is empty')
-  loss = totals['loss'] / totals['tokens']
-  return {'loss': loss, 'perplexity': perplexity(loss), 'accuracy': totals['correct'] / totals['tokens'],
-          'bits_per_byte': bits_per_byte(loss, bytes_per_target), 'tokens': int(totals['tokens'])}
+  return {**summarize(totals), 'tokens': int(totals['loss'].weight)}
 
 
-def perplexity(loss: float) -> float:
-  """e^loss; infinite where a float cannot hold it."""
-  return math.exp(loss) if loss < 700 else math.inf
-
-
-def bits_per_byte(loss: float, bytes_per_target: float) -> float:
-  """Bits to code one byte of the original text, so that tokenizers compare.
-
-  Args:
-    loss: nats a predicted token.
-    bytes_per_target: UTF-8 bytes of the original text for each token predicted.
-  """
-  return loss / math.log(2) / bytes_per_target
-
-
-def _add(totals: dict, sums) -> None:
-  for name, value in jax.device_get(sums or {}).items():
-    totals[name] = totals.get(name, 0.0) + float(value)
+def _on_host(metrics):
+  return jax.tree.map(float, jax.device_get(metrics))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -9,7 +10,6 @@ from collections.abc import Callable
 import jax
 
 import data
-import parallel
 from training import evaluation, hardware
 from training import metrics as metrics_lib
 from training import params as params_lib
@@ -103,11 +103,11 @@ class Loop:
     Raises:
       TrainingAborted: `train.max_bad_steps` steps in a row were not finite.
     """
-    lengths, sharding = self.program.lengths, parallel.batch_sharding(self.program.mesh)
+    lengths = self.program.lengths
     self.console.start(lengths.run, self.progress.step)
     pending, finished = None, self.finished
     while not finished:
-      batch = jax.device_put(next(self.batches), sharding)
+      batch = jax.device_put(next(self.batches), self.program.batch_shardings)
       self.state, metrics = self.program.step(self.state, batch)
       self.progress.step += 1
       if pending:
@@ -144,8 +144,8 @@ class Loop:
 
   def _read(self, step: int, metrics) -> None:
     """Waits for the metrics of a step, counts it, and logs it if it is due."""
-    metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if metrics['finite']:
+    metrics = jax.device_get(metrics)
+    if metrics.pop('finite').value:
       self.progress.bad_in_a_row = 0
     else:
       self._count_bad_step(step, metrics)
@@ -158,8 +158,9 @@ class Loop:
   def _count_bad_step(self, step, metrics):
     self.progress.bad_steps += 1
     self.progress.bad_in_a_row += 1
-    self.console.message(f'step {step:,}: loss {metrics["total_loss"]} and gradient norm {metrics["grad_norm"]} are '
-                         f'not both finite; the step was skipped ({self.progress.bad_in_a_row} in a row)')
+    self.console.message(f'step {step:,}: loss {metrics["total_loss"].value} and gradient norm '
+                         f'{metrics["grad_norm"].value} are not both finite; the step was skipped '
+                         f'({self.progress.bad_in_a_row} in a row)')
     if self.progress.bad_in_a_row >= self.config.train.max_bad_steps:
       raise TrainingAborted(
           f'{self.progress.bad_in_a_row} steps in a row were not finite (train.max_bad_steps), up to step {step}; '
@@ -167,12 +168,8 @@ class Loop:
           f'metrics.jsonl; the last checkpoint is of step {self._saved_step}')
 
   def _log(self, step, metrics):
-    tokens = max(metrics['tokens'], 1.0)
-    loss = metrics['loss'] / tokens
-    line = {'tokens': self._tokens(step), 'loss': loss, 'total_loss': metrics['total_loss'],
-            'perplexity': evaluation.perplexity(loss), 'accuracy': metrics['correct'] / tokens,
-            'bits_per_byte': evaluation.bits_per_byte(loss, self.dataset.train.bytes_per_target),
-            'learning_rate': metrics['learning_rate'], 'grad_norm': metrics['grad_norm'],
+    line = {'tokens': self._tokens(step),
+            **self.program.task.summarize(metrics, self.dataset.train.bytes_per_target),
             'bad_steps': self.progress.bad_steps, 'seconds': self.progress.seconds}
     since, start = self._lap
     if step > since:
@@ -226,8 +223,9 @@ class Loop:
     if not self.dataset.validation.num_documents:
       return
     batches = evaluation.batches(self.config, self.dataset.validation, self.config.train.eval_batches)
-    result = evaluation.evaluate(self.program.evaluate, self.state.eval_params, batches,
-                                 self.dataset.validation.bytes_per_target)
+    summarize = functools.partial(self.program.task.summarize,
+                                  bytes_per_target=self.dataset.validation.bytes_per_target)
+    result = evaluation.evaluate(self.program.evaluate, self.state.eval_params, batches, summarize)
     metrics = {f'eval/{name}': value for name, value in result.items()}
     self._last_eval = (self.progress.step, metrics)
     if self.progress.best_loss is None or result['loss'] < self.progress.best_loss:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from parallel import axes as ax
-from training import schedules
+from training import schedules, trainable
 
 NAMES = ('adamw', 'adam', 'sgd', 'rmsprop', 'adafactor', 'lion', 'muon')
 
@@ -31,17 +31,18 @@ def build(
 
   Args:
     optimizer_config: the group `optimizer` of the config.
-    logical_axes: tree of tuples of axis names with the structure of the parameters.
+    logical_axes: tree of tuples of axis names with the structure of the parameters that are trained.
     run_steps: updates of the whole run.
     warmup_steps: `optimizer_config.warmup` in steps.
     decay_steps: `optimizer_config.decay` in steps.
 
   Returns:
-    The transformation, whose state is a tree of arrays in which every moment has the shape of its parameter (except
-    adafactor's), and the schedule from finished steps to the learning rate (muon: of the matrices).
+    The transformation, whose update takes the norm of the gradients as `grad_norm`, and whose state is a tree of
+    arrays in which every moment has the shape of its parameter (except adafactor's), and the schedule from
+    finished steps to the learning rate (muon: of the matrices).
 
   Raises:
-    ValueError: the schedule's phases do not fit in the run.
+    ValueError: the schedule's phases do not fit in the run, or a factor on the learning rate fits no parameter.
   """
   def schedule(peak):
     return schedules.build(
@@ -57,7 +58,10 @@ def build(
   chain += _scale(optimizer_config, logical_axes)
   if optimizer_config.weight_decay and optimizer_config.name != 'adam':
     chain.append(optax.add_decayed_weights(optimizer_config.weight_decay, mask=matrices(logical_axes)))
-  return optax.chain(*chain, scale_by_learning_rate), learning_rate
+  chain.append(scale_by_learning_rate)
+  if optimizer_config.learning_rate_scale:
+    chain.append(trainable.scale_updates(optimizer_config.learning_rate_scale, logical_axes))
+  return optax.with_extra_args_support(optax.chain(*chain)), learning_rate
 
 
 def matrices(logical_axes):
@@ -68,13 +72,14 @@ def matrices(logical_axes):
   return _map_axes(lambda axes: ax.EMBED in axes and len(set(axes) - {ax.LAYERS, ax.LENGTH}) > 1, logical_axes)
 
 
-def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
   # One factor for all leaves fuses into the update; optax's select by leaf keeps a clipped copy of every gradient.
-  def clip(updates, _):
-    factor = max_norm / jnp.maximum(optax.tree.norm(updates), max_norm)
-    return jax.tree.map(lambda update: factor * update, updates)
+  def clip(updates, state, params=None, *, grad_norm, **_):
+    del params
+    factor = max_norm / jnp.maximum(grad_norm, max_norm)
+    return jax.tree.map(lambda update: factor * update, updates), state
 
-  return optax.stateless(clip)
+  return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), clip)
 
 
 def _scale(optimizer_config, logical_axes) -> list[optax.GradientTransformation]:

@@ -1,4 +1,4 @@
-"""From a resolved config to a compiled program: model, loss and its transformations, optimizer, mesh."""
+"""From a resolved config to a compiled program: model, task and its transformations, optimizer, mesh."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import model as model_lib
 import objectives
 import parallel
 import precision
-from training import durations, losses, optimizers
+from training import durations, losses, optimizers, trainable
 from training.state import TrainState, init_state
 from training.step import make_step
 
@@ -34,18 +34,22 @@ class Program:
 
   Attributes:
     model: the pure functions of the model.
+    task: what is trained.
     mesh: the device mesh.
     lengths: durations in steps.
     abstract_state: TrainState of ShapeDtypeStructs with shardings.
+    batch_shardings: of each array of a batch.
     init: `init() -> TrainState`, sharded.
     step: `step(state, batch) -> (state, metrics)`, see `make_step`; the state is donated.
-    evaluate: `evaluate(params, batch) -> sums`, see the objective.
+    evaluate: `evaluate(params, batch) -> metrics`, see the objective.
   """
 
   model: object
+  task: objectives.Task
   mesh: Mesh
   lengths: Lengths
   abstract_state: TrainState
+  batch_shardings: dict
   init: Callable
   step: Callable
   evaluate: Callable
@@ -64,25 +68,27 @@ def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device
   """
   lengths = resolve_lengths(config, epoch_steps)
   model = model_lib.create(config.model)
-  axes = model.logical_axes()
-  loss = precision.apply(config.precision, objectives.loss(config.objective, model))
-  optimizer, schedule = optimizers.build(config.optimizer, axes, run_steps=lengths.run, warmup_steps=lengths.warmup,
-                                         decay_steps=lengths.decay)
-  step = make_step(losses.with_penalties(loss, config.optimizer, axes), optimizer, schedule, seed=config.seed,
+  task = objectives.make_task(objectives.create(config.objective), model)
+  task = dataclasses.replace(task, loss=precision.apply(config.precision, task.loss))
+  task = trainable.freeze(task, config.optimizer.frozen)
+  optimizer, schedule = optimizers.build(config.optimizer, task.trained(task.logical_axes), run_steps=lengths.run,
+                                         warmup_steps=lengths.warmup, decay_steps=lengths.decay)
+  step = make_step(losses.with_penalties(task, config.optimizer), optimizer, schedule, seed=config.seed,
                    accumulation_steps=config.optimizer.accumulation_steps, ema_decay=config.optimizer.ema_decay)
 
   mesh = parallel.make_mesh(config.mesh, devices)
-  create_state = lambda: init_state(model, optimizer, jax.random.key(config.seed), config.optimizer.ema_decay > 0)
+  create_state = lambda: init_state(task, optimizer, jax.random.key(config.seed), config.optimizer.ema_decay > 0)
   abstract_state = jax.eval_shape(create_state)
-  param_shardings = parallel.parameter_shardings(abstract_state.params, axes, mesh, config.zero_stage)
+  param_shardings = parallel.parameter_shardings(abstract_state.params, task.logical_axes, mesh, config.zero_stage)
   shardings = parallel.state_shardings(abstract_state, abstract_state.params, param_shardings, mesh)
   abstract_state = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
                                 abstract_state, shardings)
-  return Program(model, mesh, lengths, abstract_state,
+  batch_shardings = parallel.batch_shardings(task.batch_axes, mesh)
+  return Program(model, task, mesh, lengths, abstract_state, batch_shardings,
                  init=jax.jit(create_state, out_shardings=shardings),
-                 step=parallel.compile_step(step, mesh, shardings),
-                 evaluate=parallel.compile_evaluation(lambda params, batch: loss(params, batch, None)[1], mesh,
-                                                      param_shardings))
+                 step=parallel.compile_step(step, mesh, shardings, batch_shardings),
+                 evaluate=parallel.compile_evaluation(lambda params, batch: task.loss(params, batch, None)[1], mesh,
+                                                      param_shardings, batch_shardings))
 
 
 def resolve_lengths(config, epoch_steps: float | None = None) -> Lengths:

@@ -43,8 +43,8 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
   with contextlib.ExitStack() as stack:
     stop_request = stack.enter_context(signals.StopRequest())
     console = stack.enter_context(console_lib.make_console())
-    dataset = data.prepare(config.data, objectives.row_length(config.objective, config.data.sequence_length),
-                           config.seed, console.task)
+    objective = objectives.create(config.objective)
+    dataset = data.prepare(config.data, objective.row_length(config.data.sequence_length), config.seed, console.task)
     config = resolve(config, dataset.tokenizer)
     before = resuming.check_same_run(config, workdir)
     console.message(describe_data(dataset))
@@ -56,7 +56,7 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
       params = program.abstract_state.params
       console.message(parallel.describe(params, jax.tree.map(lambda leaf: leaf.sharding, params)))
     checkpoints = stack.enter_context(checkpoints_lib.Checkpoints(workdir / 'checkpoints', config.train.keep_last))
-    batches = data.train_batches(dataset, rows, config.seed)
+    batches = data.train_batches(dataset, rows, config.seed, objective.examples)
     stack.callback(batches.close)
     state, progress = _start(config, program, checkpoints, batches, console)
     if before and (change := resuming.check_length(before, config, epoch_steps, progress)):

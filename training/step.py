@@ -4,43 +4,49 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from model import Metric
+from objectives import Task, merge
 from training.state import TrainState
 
 
-def make_step(loss, optimizer, schedule, *, seed: int, accumulation_steps: int = 1, ema_decay: float = 0.0):
+def make_step(task: Task, optimizer, schedule, *, seed: int, accumulation_steps: int = 1, ema_decay: float = 0.0):
   """Builds `step(state, batch) -> (state, metrics)`.
 
   Args:
-    loss: `loss(params, batch, rng) -> (mean over counted tokens, sums)`, an objective's, transformed or not.
-    optimizer: an optax GradientTransformation.
+    task: what is trained, its loss transformed or not.
+    optimizer: an optax GradientTransformation that takes `grad_norm`, see `optimizers.build`.
     schedule: learning rate by number of updates, for the metrics.
     seed: dropout keys follow from it and the number of updates.
     accumulation_steps: microbatches that a batch is cut into; the result is that of the whole batch.
     ema_decay: decay of the moving average of parameters; 0 when the state has none.
 
   Returns:
-    The step. A non-finite loss or gradient leaves the state as it was. Metrics are float32 scalars: `total_loss` (the
-    differentiated mean), `loss`, `tokens` and `correct` (sums over counted tokens), `grad_norm` (before clipping),
-    `learning_rate`, `finite` (1 or 0).
+    The step. A non-finite loss or gradient leaves the state as it was. Metrics are those of the loss and `total_loss`
+    (the differentiated mean), `grad_norm` (of what is trained, before clipping), `learning_rate`, `finite` (1 or 0).
   """
-  gradient = jax.value_and_grad(loss, has_aux=True)
+  def gradient(params, batch, key):
+    loss = lambda trained: task.loss(merge(trained, params), batch, key)
+    return jax.value_and_grad(loss, has_aux=True)(task.trained(params))
+
   base_key = jax.random.key(seed)
 
   def step(state: TrainState, batch):
     key = jax.random.fold_in(base_key, state.updates)
-    (total_loss, sums), grads = accumulate(gradient, accumulation_steps)(state.params, batch, key)
+    (total_loss, metrics), grads = accumulate(gradient, accumulation_steps)(state.params, batch, key)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(total_loss) & jnp.isfinite(grad_norm)
-    metrics = {**sums, 'total_loss': total_loss, 'grad_norm': grad_norm, 'finite': finite.astype(jnp.float32),
-               'learning_rate': jnp.asarray(schedule(state.updates), jnp.float32)}
+    values = {'total_loss': total_loss, 'grad_norm': grad_norm, 'finite': finite.astype(jnp.float32),
+              'learning_rate': jnp.asarray(schedule(state.updates), jnp.float32)}
+    metrics |= {name: Metric(value, jnp.ones(())) for name, value in values.items()}
     # A branch and not a select: the update then happens in the donated buffers, without copies of the moments.
-    return jax.lax.cond(finite, update, lambda state, grads: state, state, grads), metrics
+    return jax.lax.cond(finite, update, lambda state, *_: state, state, grads, grad_norm), metrics
 
-  def update(state: TrainState, grads) -> TrainState:
-    changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, changes)
-    ema = None if state.ema is None else _average(state.ema, params, ema_decay, state.updates)
-    return TrainState(state.updates + 1, params, opt_state, ema)
+  def update(state: TrainState, grads, grad_norm) -> TrainState:
+    trained = task.trained(state.params)
+    changes, opt_state = optimizer.update(grads, state.opt_state, trained, grad_norm=grad_norm)
+    trained = optax.apply_updates(trained, changes)
+    ema = None if state.ema is None else _average(state.ema, trained, ema_decay, state.updates)
+    return TrainState(state.updates + 1, merge(trained, state.params), opt_state, ema)
 
   return step
 
@@ -48,8 +54,8 @@ def make_step(loss, optimizer, schedule, *, seed: int, accumulation_steps: int =
 def accumulate(gradient, num_microbatches: int):
   """`gradient` over microbatches, one after the other, with the result of the whole batch.
 
-  Each mean is weighted by its own count of tokens, so that the sum is the mean over all counted tokens. Rows are dealt
-  round-robin, so that a batch sharded over devices stays where it is.
+  Each mean is weighted by what it is over, the weight of its metric `loss`, so that the sum is the mean of the whole
+  batch; metrics are added up. Rows are dealt round-robin, so that a batch sharded over devices stays where it is.
   """
   if num_microbatches == 1:
     return gradient
@@ -59,15 +65,15 @@ def accumulate(gradient, num_microbatches: int):
     keys = jax.random.split(key, num_microbatches)
 
     def add(total, microbatch_and_key):
-      (mean, sums), grads = gradient(params, *microbatch_and_key)
-      weighted = jax.tree.map(lambda x: x * sums['tokens'], (mean, grads))
-      return jax.tree.map(jnp.add, total, (weighted, sums)), None
+      (mean, metrics), grads = gradient(params, *microbatch_and_key)
+      weighted = jax.tree.map(lambda x: x * metrics['loss'].weight, (mean, grads))
+      return jax.tree.map(jnp.add, total, (weighted, metrics)), None
 
-    (mean, sums), grads = jax.eval_shape(gradient, params, jax.tree.map(lambda x: deal(x)[0], batch), keys[0])
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), ((mean, grads), sums))
-    ((mean, grads), sums), _ = jax.lax.scan(add, zeros, (jax.tree.map(deal, batch), keys))
-    count = jnp.maximum(sums['tokens'], 1.0)
-    return (mean / count, sums), jax.tree.map(lambda g: g / count, grads)
+    (mean, metrics), grads = jax.eval_shape(gradient, params, jax.tree.map(lambda x: deal(x)[0], batch), keys[0])
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), ((mean, grads), metrics))
+    ((mean, grads), metrics), _ = jax.lax.scan(add, zeros, (jax.tree.map(deal, batch), keys))
+    count = jnp.maximum(metrics['loss'].weight, 1.0)
+    return (mean / count, metrics), jax.tree.map(lambda g: g / count, grads)
 
   return accumulated
 

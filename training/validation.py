@@ -9,7 +9,7 @@ import objectives
 import parallel
 from data import corpora, packing
 from data.tokenizers import training as tokenizer_training
-from training import durations, schedules
+from training import durations, schedules, trainable
 from training.configs import ConfigError
 
 
@@ -33,7 +33,7 @@ def validate(config, device_count: int) -> None:
 def _check_data(config) -> None:
   if config.data.tokenizer == 'file':
     tokenizer_training.load_file(config.data.tokenizer_path, config.data.normalization)
-  packing.check(objectives.row_length(config.objective, config.data.sequence_length), config.data.packing)
+  packing.check(objectives.create(config.objective).row_length(config.data.sequence_length), config.data.packing)
   corpora.find(config.data)
 
 
@@ -66,7 +66,7 @@ def _check_schedule(config) -> None:
 
 
 def _check_layout(config, mesh) -> None:
-  """Asks for the sharding of every parameter."""
+  """Asks for the sharding of every parameter, and which ones are trained and how fast."""
   parallel.parameter_rules(config.zero_stage)
   model_config = config.model.copy_and_resolve_references()
   with model_config.unlocked():
@@ -76,3 +76,7 @@ def _check_layout(config, mesh) -> None:
   created = model.create(model_config)
   params = jax.eval_shape(created.init, jax.random.key(0))
   parallel.parameter_shardings(params, created.logical_axes(), mesh, config.zero_stage)
+  task = objectives.make_task(objectives.create(config.objective), created)
+  task = trainable.freeze(task, config.optimizer.frozen)
+  trainable.scale_updates(config.optimizer.learning_rate_scale, task.trained(task.logical_axes)).init(
+    task.trained(params))

@@ -17,7 +17,7 @@ from data.tokenizers import base as tokenizers_base
 from data.tokenizers import training as tokenizer_training
 from model import block, families, feed_forward, layers, positions, stack
 from parallel import rules
-from precision.apply import DTYPES
+from precision.policy import RULES
 from training import durations, optimizers, schedules
 
 DECLARED = values.declared(base.get_config())
@@ -56,7 +56,7 @@ def refusal(path, value):
     ('objective.name', objectives.OBJECTIVES),
     ('optimizer.name', optimizers.NAMES),
     ('optimizer.schedule', schedules.NAMES),
-    ('precision.dtype', DTYPES),
+    ('precision.dtype', RULES),
 ])
 def test_choices_are_what_the_rooms_implement(path, implemented):
   assert sorted(DECLARED[path].choices) == sorted(implemented)

@@ -13,7 +13,7 @@ MAY_IMPORT = {
     'data': {'numpy', 'grain', 'sentencepiece', 'tokenizers', 'datasets', 'pyarrow'},
     'inference': {'jax', 'numpy', 'model'},
     'model': {'jax', 'numpy', 'flax', 'pallas_kernels', 'parallel.axes'},
-    'objectives': {'jax', 'numpy', 'model'},
+    'objectives': {'jax', 'numpy', 'model', 'parallel.axes'},
     'pallas_kernels': {'jax', 'numpy'},
     'parallel': {'jax', 'numpy'},
     'precision': {'jax', 'numpy'},

@@ -12,6 +12,7 @@ import pytest
 import model as model_lib
 from configs import base
 from inference import beam, decode
+from model import Stream
 
 GOLDEN = np.load(pathlib.Path(__file__).resolve().parents[1] / 'golden' / 'beam_search.npz')
 GOLDEN_CASES = [name.removesuffix('_options') for name in GOLDEN if name.endswith('_options')]
@@ -22,14 +23,11 @@ VOCAB, LIMIT = 4, 4  # small enough to enumerate every text
 class MarkovChain:
   """Next-token logits that depend on the last token alone; params hold the table."""
 
-  def init_cache(self, batch, length):
-    return {'slots': jnp.zeros((batch, length)), 'length': jnp.zeros((), jnp.int32)}
+  def prefill(self, params, stream, slots):
+    return params['table'][stream.tokens[:, -1]], {'slots': jnp.zeros((len(stream.tokens), slots))}
 
-  def hidden(self, params, tokens, positions, segment_ids, cache):
-    return params['table'][tokens], cache
-
-  def logits(self, params, hidden):
-    return hidden
+  def extend(self, params, cache, token_B, position_B):
+    return params['table'][token_B], cache
 
 
 CHAIN = MarkovChain()
@@ -56,7 +54,8 @@ def tiny_model(vocab_size):
 
 @functools.partial(jax.jit, static_argnums=0)
 def forward(model, params, tokens, positions):
-  return jax.nn.log_softmax(model.logits(params, model.hidden(params, tokens, positions, jnp.ones_like(tokens))))
+  hidden, _ = model.hidden(params, Stream(tokens, positions, jnp.ones_like(tokens)))
+  return jax.nn.log_softmax(model.logits(params, hidden))
 
 
 def log_probabilities(model, params, prompt, texts):

@@ -1,5 +1,6 @@
 """Decoding with a cache against the model's full forward pass."""
 
+import ast
 import functools
 
 import jax
@@ -11,6 +12,7 @@ import model as model_lib
 from configs import base
 from inference import decode
 from inference.sampling import Sampling
+from model import Stream
 
 VOCAB, LENGTH = 50, 48
 GREEDY = Sampling()
@@ -18,19 +20,23 @@ PROMPTS = [[1, 5, 9, 2, 30, 31, 7, 11, 13, 40, 41, 42, 3, 3, 3, 17, 20, 19], [1,
 VARIANTS = {
     'multi_head_rope': {'num_layers': 2},
     'grouped_query': {'num_kv_heads': 2},
-    'multi_query': {'num_kv_heads': 1, 'attention.qk_norm': True},
+    'multi_query': {'num_kv_heads': 1, 'attention': {'qk_norm': True}},
     'learned': {'positions': 'learned', 'max_length': 64, 'norm': 'layernorm', 'use_bias': True, 'gated_mlp': False},
     'sinusoidal_post_norm': {'positions': 'sinusoidal', 'norm_position': 'post'},
     'no_positions_untied': {'positions': 'none', 'tie_embeddings': False},
 }
 
 
-@functools.cache
 def tiny_model(**changes):
+  return _tiny_model(repr(changes))
+
+
+@functools.cache
+def _tiny_model(changes):
   model_config = base.get_config().model
   with model_config.unlocked():
     model_config.update(vocab_size=64, num_layers=1, embed_dim=32, num_heads=4, init='fan_in', init_scale=2.0)
-    model_config.update(changes)
+    model_config.update(ast.literal_eval(changes))
   return model_lib.build(model_config)
 
 
@@ -45,7 +51,7 @@ def generate(model, params, prompts, sampling=GREEDY, max_new_tokens=20, eos_id=
 
 @functools.partial(jax.jit, static_argnums=0)
 def forward(model, params, tokens, positions, segment_ids):
-  return model.logits(params, model.hidden(params, tokens, positions, segment_ids))
+  return model.logits(params, model.hidden(params, Stream(tokens, positions, segment_ids))[0])
 
 
 def full_logits(model, params, row):
@@ -70,11 +76,11 @@ def test_greedy_decoding_of_unequal_prompts_equals_the_full_forward(variant):
 def test_cached_logits_equal_those_of_the_full_forward():
   model, params = tiny_model(num_kv_heads=2)
   row = PROMPTS[0]
-  logits, cache = jax.jit(decode.prefill, static_argnums=(0, 3))(model, params, decode.pad([row[:10]], 1), 32)
+  logits, cache = jax.jit(model.prefill, static_argnums=2)(params, decode.pad([row[:10]], 1).stream, 32)
   stepwise = [logits]
-  extend = jax.jit(decode.extend, static_argnums=0)
+  extend = jax.jit(model.extend)
   for position in range(10, len(row)):
-    logits, cache = extend(model, params, cache, jnp.array(row[position:position + 1]), jnp.array([position]))
+    logits, cache = extend(params, cache, jnp.array(row[position:position + 1]), jnp.array([position]))
     stepwise.append(logits)
   np.testing.assert_allclose(np.concatenate(stepwise)[:, :VOCAB], full_logits(model, params, row)[9:], rtol=1e-4,
                              atol=1e-5)

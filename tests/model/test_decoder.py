@@ -1,4 +1,5 @@
 """Properties of the decoder: who sees whom, equivalent layouts, sizes of known models."""
+import dataclasses
 import functools
 import itertools
 
@@ -9,10 +10,11 @@ import pytest
 
 import model as model_lib
 from configs import base
+from model import Stream
 
 
 def tiny(**changes):
-  """A two-layer model config of width 32 over 64 tokens."""
+  """A two-layer model config of width 32 over 64 tokens; names may have a group before a dot."""
   model_config = base.get_config().model
   sizes = {
     'vocab_size': 64,
@@ -23,7 +25,9 @@ def tiny(**changes):
     'max_length': 32,
     'init_scale': 0.2,
   }
-  model_config.update({**sizes, **changes})
+  for key, value in {**sizes, **changes}.items():
+    *group, name = key.split('.')
+    (model_config[group[0]] if group else model_config)[name] = value
   return model_config
 
 
@@ -32,19 +36,24 @@ def distinct_tokens(rows, length):
 
 
 def plain(rows, length):
+  """Distinct tokens, each row a document of its own."""
   positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (rows, length))
-  return positions, jnp.ones((rows, length), jnp.int32)
+  return Stream(distinct_tokens(rows, length), positions, jnp.ones((rows, length), jnp.int32))
 
 
-def influence(model, params, tokens, positions, segment_ids):
+def hidden(model, params, stream, rng=None, **options):
+  return model.hidden(params, stream, rng, **options)[0]
+
+
+def influence(model, params, stream, **options):
   """[L, L]: does output i depend on input j? Tokens are distinct, so the gradient by a row of the table is its own."""
 
   def outputs(table):
-    hidden = model.hidden({**params, 'embedding': {'table': table}}, tokens, positions, segment_ids)
-    return jnp.sum(jnp.sin(hidden[0]), axis=-1)
+    outputs = hidden(model, {**params, 'embedding': {'table': table}}, stream, **options)
+    return jnp.sum(jnp.sin(outputs[0]), axis=-1)
 
   gradients = jax.jit(jax.jacrev(outputs))(params['embedding']['table'])
-  return np.abs(np.asarray(gradients)[:, np.asarray(tokens[0])]).max(-1) > 0
+  return np.abs(np.asarray(gradients)[:, np.asarray(stream.tokens[0])]).max(-1) > 0
 
 
 VARIANTS = [
@@ -60,7 +69,7 @@ VARIANTS = [
 @pytest.mark.parametrize('changes', VARIANTS, ids=str)
 def test_an_output_depends_on_exactly_the_inputs_up_to_it(changes):
   model, params = model_lib.build(tiny(**changes))
-  seen = influence(model, params, distinct_tokens(1, 9), *plain(1, 9))
+  seen = influence(model, params, plain(1, 9))
   np.testing.assert_array_equal(seen, np.tril(np.ones((9, 9), bool)))
 
 
@@ -68,7 +77,7 @@ def test_no_output_depends_on_another_document_or_on_padding():
   model, params = model_lib.build(tiny())
   segment_ids = jnp.asarray([[1, 1, 1, 2, 2, 3, 3, 3, 0, 0]])
   positions = jnp.asarray([[0, 1, 2, 0, 1, 0, 1, 2, 0, 0]])
-  seen = influence(model, params, distinct_tokens(1, 10), positions, segment_ids)
+  seen = influence(model, params, Stream(distinct_tokens(1, 10), positions, segment_ids))
   ids = np.asarray(segment_ids[0])
   same = np.equal.outer(ids, ids)
   documents = slice(0, 8)
@@ -79,23 +88,24 @@ def test_no_output_depends_on_another_document_or_on_padding():
 @pytest.mark.parametrize('positions', ['rope', 'none'])
 def test_relative_positions_do_not_notice_a_shift(positions):
   model, params = model_lib.build(tiny(positions=positions))
-  tokens, (where, segments) = distinct_tokens(2, 12), plain(2, 12)
-  here, there = (model.hidden(params, tokens, where + shift, segments) for shift in (0, 100))
+  stream = plain(2, 12)
+  here, there = (hidden(model, params, dataclasses.replace(stream, positions=stream.positions + shift))
+                 for shift in (0, 100))
   np.testing.assert_allclose(here, there, atol=2e-5)
 
 
 @pytest.mark.parametrize('positions', ['rope', 'learned', 'sinusoidal'])
 def test_order_matters_exactly_when_there_are_positions(positions):
   """The last output attends to a set: without positions, permuting what came before does not change it."""
-  tokens, (where, segments) = distinct_tokens(1, 8), plain(1, 8)
-  swapped = tokens[:, jnp.asarray([3, 1, 2, 0, 4, 5, 6, 7])]
+  stream = plain(1, 8)
+  swapped = dataclasses.replace(stream, tokens=stream.tokens[:, jnp.asarray([3, 1, 2, 0, 4, 5, 6, 7])])
 
-  def last(kind, tokens):
+  def last(kind, stream):
     model, params = model_lib.build(tiny(positions=kind, num_layers=1))
-    return model.hidden(params, tokens, where, segments)[0, -1]
+    return hidden(model, params, stream)[0, -1]
 
-  np.testing.assert_allclose(last('none', tokens), last('none', swapped), atol=1e-5)
-  assert np.abs(last(positions, tokens) - last(positions, swapped)).max() > 1e-3
+  np.testing.assert_allclose(last('none', stream), last('none', swapped), atol=1e-5)
+  assert np.abs(last(positions, stream) - last(positions, swapped)).max() > 1e-3
 
 
 def test_scan_unroll_and_remat_are_the_same_function():
@@ -103,7 +113,7 @@ def test_scan_unroll_and_remat_are_the_same_function():
   _, params = model_lib.build(tiny())
 
   def objective(model, params):
-    return jnp.sum(jnp.sin(model.hidden(params, distinct_tokens(2, 12), *plain(2, 12), jax.random.key(7))))
+    return jnp.sum(jnp.sin(hidden(model, params, plain(2, 12), jax.random.key(7))))
 
   results = []
   for layer_loop, remat in itertools.product(('scan', 'unroll'), ('none', 'full', 'selective')):
@@ -118,7 +128,7 @@ def test_scanned_program_does_not_grow_with_depth():
   def size(num_layers):
     model = model_lib.create(tiny(num_layers=num_layers, layer_loop='scan'))
     params = jax.eval_shape(model.init, jax.random.key(0))
-    return len(str(jax.make_jaxpr(model.hidden)(params, distinct_tokens(1, 4), *plain(1, 4))))
+    return len(str(jax.make_jaxpr(model.hidden)(params, plain(1, 4))))
 
   assert size(8) < 1.05 * size(2)
 
@@ -131,10 +141,8 @@ def test_grouped_heads_equal_many_heads_with_repeated_weights():
     repeated['layers']['attention'][name]['kernel'] = jnp.repeat(
       params['layers']['attention'][name]['kernel'], 2, axis=2
     )
-  tokens, (where, segments) = distinct_tokens(2, 12), plain(2, 12)
-  np.testing.assert_allclose(
-    grouped.hidden(params, tokens, where, segments), full.hidden(repeated, tokens, where, segments), atol=1e-5
-  )
+  stream = plain(2, 12)
+  np.testing.assert_allclose(hidden(grouped, params, stream), hidden(full, repeated, stream), atol=1e-5)
 
 
 def test_dropout_zeroes_a_share_and_keeps_the_mean():
@@ -147,10 +155,10 @@ def test_dropout_zeroes_a_share_and_keeps_the_mean():
 
 @pytest.mark.parametrize('key', ['dropout_rate', 'attention.dropout_rate'])
 def test_each_dropout_acts_only_with_a_key(key):
-  tokens, (where, segments) = distinct_tokens(2, 12), plain(2, 12)
+  stream = plain(2, 12)
   model, params = model_lib.build(tiny(**{key: 0.5}))
   reference, _ = model_lib.build(tiny())
-  call = lambda m, rng: np.asarray(m.hidden(params, tokens, where, segments, rng))
+  call = lambda m, rng: np.asarray(hidden(m, params, stream, rng))
   np.testing.assert_array_equal(call(model, None), call(reference, None))
   np.testing.assert_array_equal(call(model, jax.random.key(1)), call(model, jax.random.key(1)))
   assert np.abs(call(model, jax.random.key(1)) - call(model, jax.random.key(2))).max() > 1e-3
@@ -180,8 +188,7 @@ def test_layers_and_seeds_differ():
 
 def test_logical_axes_name_every_dimension():
   model = model_lib.create(
-    tiny(use_bias=True, norm='layernorm', positions='learned', tie_embeddings=False,
-         **{'attention.qk_norm': True})
+    tiny(use_bias=True, norm='layernorm', positions='learned', tie_embeddings=False, **{'attention.qk_norm': True})
   )
   params = jax.eval_shape(model.init, jax.random.key(0))
   jax.tree.map(

@@ -25,18 +25,19 @@ def _loss():
   config = base.get_config()
   config.model.update({
     'vocab_size': 64, 'num_layers': 2, 'embed_dim': 32, 'num_heads': 2, 'num_kv_heads': 1,
-    'attention.implementation': 'blockwise',
   })
+  config.model.attention.implementation = 'blockwise'
   model, params = model_lib.build(config.model)
-  return objectives.loss(config.objective, model), params
+  return objectives.create(config.objective).loss(model), params
 
 
 def _batch():
   random = np.random.default_rng(0)
   return {
-    'tokens': jnp.asarray(random.integers(0, 64, (8, 25)), jnp.int32),
-    'segment_ids': jnp.asarray(np.sort(random.integers(1, 4, (8, 25)), axis=1), jnp.int32),
-    'positions': jnp.broadcast_to(jnp.arange(25, dtype=jnp.int32), (8, 25)),
+    'tokens': jnp.asarray(random.integers(0, 64, (8, 24)), jnp.int32),
+    'labels': jnp.asarray(random.integers(-1, 64, (8, 24)), jnp.int32),
+    'segment_ids': jnp.asarray(np.sort(random.integers(1, 4, (8, 24)), axis=1), jnp.int32),
+    'positions': jnp.broadcast_to(jnp.arange(24, dtype=jnp.int32), (8, 24)),
   }
 
 
@@ -67,8 +68,9 @@ def test_the_model_in_bfloat16_reaches_the_kernels_of_a_gpu(mesh, devices, lengt
     'remat': remat,
   })
   model, params = model_lib.build(config.model)
-  loss = precision.bf16(objectives.loss(config.objective, model))
-  batch = dict.fromkeys(('tokens', 'segment_ids', 'positions'), jnp.ones((8, length + 1), jnp.int32))
+  objective = objectives.create(config.objective)
+  loss = precision.bf16(objective.loss(model))
+  batch = dict.fromkeys(objective.batch_axes, jnp.ones((8, length), jnp.int32))
 
   def step(params, batch, key):
     context = axes.activation_sharding(mesh, rules.activation_spec) if devices > 1 else contextlib.nullcontext()

@@ -69,7 +69,7 @@ def test_equals_transformers(name, config, sizes, convert):
   params = jax.tree.map(jnp.asarray, convert(arrays(f'{name}/weights/')))
 
   def loss(params):
-    hidden = model.hidden(params, tokens, positions, segment_ids)
+    hidden, _ = model.hidden(params, model_lib.Stream(tokens, positions, segment_ids))
     labels = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
     total = model.cross_entropy(params, hidden, labels).total
     return total / jnp.sum(labels >= 0), model.logits(params, hidden)

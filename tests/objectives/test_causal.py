@@ -10,6 +10,7 @@ import pytest
 import model as model_lib
 import objectives
 from configs import base
+from model import Stream
 
 VOCAB = 64
 
@@ -31,7 +32,7 @@ def batch_of(*rows):
       end = start + len(document)
       packed[:, i, start:end] = document, [segment] * len(document), range(len(document))
       start = end
-  return dict(zip(('tokens', 'segment_ids', 'positions'), jnp.asarray(packed)))
+  return objectives.Causal().examples(dict(zip(('tokens', 'segment_ids', 'positions'), packed)), None)
 
 
 def documents(*lengths):
@@ -40,15 +41,15 @@ def documents(*lengths):
 
 def value_and_gradient(parts, batch, objective_config=None):
   config, model, params = parts
-  loss = objectives.loss(objective_config or config.objective, model)
+  loss = objectives.create(objective_config or config.objective).loss(model)
   return jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch, None)
 
 
 def test_packed_documents_have_the_loss_and_gradient_of_documents_alone(parts):
   one, two, three = documents(7, 10, 5)
-  (packed, packed_sums), packed_gradient = value_and_gradient(parts, batch_of([one, two, three]))
-  (alone, alone_sums), alone_gradient = value_and_gradient(parts, batch_of([three], [one], [two]))
-  assert float(packed_sums['tokens']) == float(alone_sums['tokens']) == 6 + 9 + 4
+  (packed, packed_metrics), packed_gradient = value_and_gradient(parts, batch_of([one, two, three]))
+  (alone, alone_metrics), alone_gradient = value_and_gradient(parts, batch_of([three], [one], [two]))
+  assert float(packed_metrics['loss'].weight) == float(alone_metrics['loss'].weight) == 6 + 9 + 4
   np.testing.assert_allclose(packed, alone, rtol=1e-6)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), packed_gradient, alone_gradient)
 
@@ -56,15 +57,15 @@ def test_packed_documents_have_the_loss_and_gradient_of_documents_alone(parts):
 def test_loss_is_the_mean_negative_log_probability_of_the_next_token(parts):
   _, model, params = parts
   [document] = documents(9)
-  (loss, sums), _ = value_and_gradient(parts, batch_of([document]))
-  tokens = jnp.asarray([document])
-  logits = model.logits(params, model.hidden(params, tokens, jnp.arange(9)[None], jnp.ones((1, 9), jnp.int32)))[0]
+  (loss, metrics), _ = value_and_gradient(parts, batch_of([document]))
+  stream = Stream(jnp.asarray([document]), jnp.arange(9)[None], jnp.ones((1, 9), jnp.int32))
+  logits = model.logits(params, model.hidden(params, stream)[0])[0]
   probabilities = np.exp(np.asarray(logits, np.float64))
   probabilities /= probabilities.sum(-1, keepdims=True)
   expected = -np.log(probabilities[np.arange(8), document[1:]])
   np.testing.assert_allclose(loss, expected.mean(), rtol=1e-5)
-  np.testing.assert_allclose(sums['loss'], expected.sum(), rtol=1e-5)
-  assert float(sums['correct']) == (probabilities[:-1].argmax(-1) == document[1:]).sum()
+  np.testing.assert_allclose(metrics['loss'].total, expected.sum(), rtol=1e-5)
+  assert float(metrics['accuracy'].total) == (probabilities[:-1].argmax(-1) == document[1:]).sum()
 
 
 def test_an_untrained_model_is_uniform():
@@ -75,18 +76,18 @@ def test_an_untrained_model_is_uniform():
 
 
 def test_a_batch_of_padding_has_no_loss_and_no_gradient(parts):
-  (loss, sums), gradient = value_and_gradient(parts, batch_of([], []))
-  assert float(loss) == 0 and float(sums['tokens']) == 0
+  (loss, metrics), gradient = value_and_gradient(parts, batch_of([], []))
+  assert float(loss) == 0 and float(metrics['loss'].weight) == 0 == metrics['loss'].value
   assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(gradient))
 
 
 def test_smoothing_and_z_loss_change_what_is_minimised_but_not_what_is_reported(parts):
   config = parts[0]
   batch = batch_of(documents(12, 9))
-  (plain, plain_sums), _ = value_and_gradient(parts, batch)
+  (plain, plain_metrics), _ = value_and_gradient(parts, batch)
   for changes in ({'label_smoothing': 0.1}, {'z_loss': 0.01}):
     objective_config = config.objective.copy_and_resolve_references()
     objective_config.update(changes)
-    (loss, sums), _ = value_and_gradient(parts, batch, objective_config)
+    (loss, metrics), _ = value_and_gradient(parts, batch, objective_config)
     assert abs(float(loss) - float(plain)) > 1e-3
-    np.testing.assert_allclose(sums['loss'], plain_sums['loss'], rtol=1e-6)
+    np.testing.assert_allclose(metrics['loss'].total, plain_metrics['loss'].total, rtol=1e-6)

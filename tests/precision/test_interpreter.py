@@ -1,6 +1,7 @@
-"""The interpreter by itself: paths, sources, replaced equations, variables and captures, whichever way layers are run."""
+"""The interpreter by itself: paths, sources, replaced equations, variables and captures, however layers are run."""
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def _scanned(params, x, layer=_layer):
 def _looped(params, x, layer=_layer):
   call = jax.jit(layer)
   for i in range(LAYERS):
-    x = call(jax.tree.map(lambda leaf: leaf[i], params), x)
+    x = call(jax.tree.map(operator.itemgetter(i), params), x)
   return x
 
 

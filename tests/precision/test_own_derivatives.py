@@ -1,4 +1,4 @@
-"""Functions with derivatives of their own, inside a transformed function: their rules are used, their products rounded."""
+"""Functions with derivatives of their own in a transformed function: their rules are used, their products rounded."""
 
 import functools
 

@@ -9,7 +9,8 @@ import precision
 from pallas_kernels import AttentionSpec, attention
 from precision.policy import products
 
-PARAMS = {'router': jax.random.normal(jax.random.key(0), (16, 4)), 'mlp': jax.random.normal(jax.random.key(1), (16, 16))}
+PARAMS = {'router': jax.random.normal(jax.random.key(0), (16, 4)),
+          'mlp': jax.random.normal(jax.random.key(1), (16, 16))}
 X = jax.random.normal(jax.random.key(2), (2, 8, 16))
 
 
@@ -44,7 +45,8 @@ def test_an_island_stays_exactly_float32():
 
 
 def test_the_first_pattern_that_matches_counts():
-  dtypes = _dtypes(precision.mixed_precision(_fn, _policy(('layers/mlp', 'bfloat16'), ('layers', 'float32'))), PARAMS, X)
+  policy = _policy(('layers/mlp', 'bfloat16'), ('layers', 'float32'))
+  dtypes = _dtypes(precision.mixed_precision(_fn, policy), PARAMS, X)
   assert dtypes['layers/router'] == 'float32' and dtypes['layers/mlp'] == 'bfloat16'
 
 

@@ -11,8 +11,7 @@ import logging
 import os
 import sys
 
-# Large pages for malloc, far fewer page faults in each step. glibc reads this only as a process starts.
-_LARGE_PAGES = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+from training import heap
 
 
 def parse(arguments):
@@ -51,6 +50,6 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-  if 'GLIBC_TUNABLES' not in os.environ:
-    os.execve(sys.executable, sys.orig_argv, os.environ | _LARGE_PAGES)
+  if 'GLIBC_TUNABLES' not in os.environ:  # read by glibc only as a process starts
+    os.execve(sys.executable, sys.orig_argv, os.environ | heap.TUNABLES)
   sys.exit(main())

@@ -6,14 +6,15 @@ import pathlib
 import subprocess
 import sys
 
-from training import hardware
+from training import hardware, heap
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'benchmarks/results'
-# How malloc holds memory, for the workers of both sides: large pages, as train.py asks for, or also one heap that keeps
+# How malloc holds memory: as train.py holds it; or, for other programs, large pages, or also one heap that keeps
 # what is freed. Without it large blocks go back to the system and are faulted in again at each step, at a price that
 # varies between machines and hours, above all on virtual ones; with it memory grows and threads share a lock.
 MEMORY = {
+    'train.py': heap.TUNABLES['GLIBC_TUNABLES'],
     'large-pages': 'glibc.malloc.hugetlb=1',
     'kept-heap': ('glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=17179869184:'
                   'glibc.malloc.trim_threshold=17179869184'),

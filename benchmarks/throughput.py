@@ -2,9 +2,9 @@
 
   python -m benchmarks.throughput --torch-python=PATH [--shapes S M L] [--rounds 7] [--seconds 6]
 
-Each side first shows its fastest mode: PyTorch of eager and compile, float32 and bfloat16 autocast; this project of
-float32 and bfloat16; the fastest of each also with a heap that keeps its memory. Then the two take turns, and the
-median over rounds of the ratio is reported.
+Each side first shows its fastest mode: PyTorch of eager and compile, float32 and bfloat16 autocast, and the fastest of
+them also with a heap that keeps its memory; this project of float32 and bfloat16, with memory as train.py holds it.
+Then the two take turns, each round with the rate of a large bfloat16 product; medians over rounds are reported.
 """
 
 import argparse
@@ -37,11 +37,15 @@ class Trainer:
     """Tokens per second over one round."""
     return self._steps * self._tokens_per_step / self._worker.ask(steps=self._steps)['seconds']
 
+  def gemm(self) -> float:
+    """GFLOP/s of a large bfloat16 product."""
+    return self._worker.ask(gemm='bfloat16')['gflops']
+
   def close(self) -> None:
     self._worker.close()
 
 
-def fastest(start, modes):
+def fastest(start, modes, memories):
   """(mode, its Trainer, tokens/s by mode): the best of three rounds decides; the others are ended."""
   rates, best = {}, None
 
@@ -57,21 +61,27 @@ def fastest(start, modes):
       best = name, trainer
 
   for mode in modes:
-    challenge(mode, 'large-pages')
-  challenge(best[0].split()[0], 'kept-heap')
+    challenge(mode, memories[0])
+  for memory in memories[1:]:
+    challenge(best[0].split()[0], memory)
   return *best, rates
 
 
 def compare(shape: dict, torch_python: str, rounds: int, seconds: float) -> dict:
   """Rounds of one shape, taking turns."""
   tokens, text = shape['rows'] * shape['sequence_length'], json.dumps(shape)
+  def start(*command):
+    return lambda mode, memory: Trainer(common.Worker(*command, text, mode, memory=memory), tokens, seconds)
+
   torch_mode, torch_trainer, torch_rates = fastest(
-      lambda mode, memory: Trainer(common.Worker(torch_python, 'benchmarks/torch/throughput_worker.py', text, mode,
-                                                 memory=memory), tokens, seconds), TORCH_MODES)
+      start(torch_python, 'benchmarks/torch/throughput_worker.py'), TORCH_MODES, ('large-pages', 'kept-heap'))
   mode, trainer, rates = fastest(
-      lambda mode, memory: Trainer(common.Worker(sys.executable, '-m', 'benchmarks.throughput_worker', text, mode,
-                                                 memory=memory), tokens, seconds), MESHLM_MODES)
-  pairs = [(trainer.measure(), torch_trainer.measure()) for _ in range(rounds)]
+      start(sys.executable, '-m', 'benchmarks.throughput_worker'), MESHLM_MODES, ('train.py',))
+  sides = trainer, torch_trainer
+  pairs, gemms = [], []
+  for _ in range(rounds):
+    pairs.append(tuple(side.measure() for side in sides))
+    gemms.append(tuple(side.gemm() for side in sides))
   parameters, torch_parameters = trainer.ready['parameters'], torch_trainer.ready['parameters']
   if parameters != torch_parameters:
     raise RuntimeError(f'the models differ: {parameters} parameters against {torch_parameters}')
@@ -84,6 +94,8 @@ def compare(shape: dict, torch_python: str, rounds: int, seconds: float) -> dict
       'meshlm_tokens_per_second': statistics.median(ours for ours, _ in pairs),
       'torch_mode': torch_mode, 'torch_modes': torch_rates,
       'torch_tokens_per_second': statistics.median(theirs for _, theirs in pairs),
+      'meshlm_gemm_gflops': statistics.median(ours for ours, _ in gemms),
+      'torch_gemm_gflops': statistics.median(theirs for _, theirs in gemms),
       'ratio': statistics.median(ratios), 'ratio_range': [min(ratios), max(ratios)],
   }
 
@@ -102,9 +114,10 @@ def main():
   rows = [[name, f'{r["shape"]["num_layers"]}, {r["shape"]["num_heads"]}, {r["shape"]["embed_dim"]}',
            f'T{r["shape"]["sequence_length"]} B{r["shape"]["rows"]} V{r["shape"]["vocab_size"]}',
            r['torch_tokens_per_second'], r['torch_mode'], r['meshlm_tokens_per_second'], r['meshlm_mode'],
+           f'{r["torch_gemm_gflops"]:.0f}, {r["meshlm_gemm_gflops"]:.0f}',
            f'{r["ratio"]:.2f} ({r["ratio_range"][0]:.2f} to {r["ratio_range"][1]:.2f})'] for name, r in results.items()]
   table = common.markdown_table(['shape', 'layers, heads, width', 'batch', 'PyTorch tokens/s', 'its fastest mode',
-                                 'meshlm tokens/s', 'its fastest mode', 'ratio'], rows)
+                                 'meshlm tokens/s', 'its fastest mode', 'bfloat16 GFLOP/s', 'ratio'], rows)
   common.write('throughput', {'shapes': results}, table,
                f'python -m benchmarks.throughput --rounds={arguments.rounds} --seconds={arguments.seconds:g}')
 

@@ -1,5 +1,7 @@
 """The training step of a config, run on request: `{"steps": n}` lines in, `{"seconds": s}` lines out.
 
+Memory is held as train.py holds it. `{"gemm": dtype}` answers the GFLOP/s that a large matrix product reaches.
+
   python -m benchmarks.throughput_worker '{"num_layers": 4, ..., "vocab_size": 65}' bfloat16
 """
 
@@ -11,7 +13,7 @@ import jax
 import numpy as np
 
 import objectives
-from training import configs, program
+from training import configs, hardware, heap, program
 
 
 def nanogpt_config(shape: dict, dtype: str):
@@ -58,9 +60,14 @@ def main():
   print(json.dumps({'parameters': sum(leaf.size for leaf in jax.tree.leaves(state.params)),
                     'loss': metrics['loss'].value, 'start_seconds': time.perf_counter() - start}),
         flush=True)
+  heap.keep_if_it_fits()
   for line in sys.stdin:
+    request = json.loads(line)
+    if 'gemm' in request:
+      print(json.dumps({'gflops': hardware.cpu_matmul_flops(request['gemm']) / 1e9}), flush=True)
+      continue
     start = time.perf_counter()
-    state, _ = train(state, json.loads(line)['steps'])
+    state, _ = train(state, request['steps'])
     print(json.dumps({'seconds': time.perf_counter() - start}), flush=True)
 
 

@@ -42,15 +42,18 @@ def peak_flops(devices, dtype: str) -> float | None:
     that is not known.
   """
   if devices[0].platform == 'cpu':
-    return _cpu_matmul_flops(dtype)
+    return _cpu_peak(dtype)
   kind = devices[0].device_kind
   peaks = (peak for start, peak in PEAK_BFLOAT16.items() if kind.startswith(start))
   peak = next(peaks, None)
   return None if peak is None else peak * len(devices)
 
 
-@functools.cache
-def _cpu_matmul_flops(dtype, size=1024, seconds=0.3):
+_cpu_peak = functools.cache(lambda dtype: cpu_matmul_flops(dtype))
+
+
+def cpu_matmul_flops(dtype: str, size: int = 1024, seconds: float = 0.3) -> float:
+  """FLOP/s that a square matmul reaches on this CPU now; bfloat16 operands, as everywhere, accumulate in float32."""
   cpu = jax.local_devices(backend='cpu')[0]
   operand = jax.device_put(jnp.ones((size, size), dtype), cpu)
   # Accumulation and result in float32 are what precision.bf16 makes of a model's matmuls.

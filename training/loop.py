@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 
 import data
-from training import evaluation, hardware
+from training import evaluation, hardware, heap
 from training import metrics as metrics_lib
 from training import params as params_lib
 from training.program import Program
@@ -152,6 +152,8 @@ class Loop:
     self.progress.seconds = self._seconds_before + self._watch()
     if self._lap is None:  # the first step of a process compiles: throughput counts from here
       self._lap = (step, self._watch())
+      if jax.default_backend() == 'cpu':
+        heap.keep_if_it_fits()
     if step == 1 or _due(step, self.program.lengths.log) or step == self.program.lengths.run:
       self._log(step, metrics)
 

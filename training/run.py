@@ -157,7 +157,7 @@ def _flat(values: dict, prefix: str = '') -> dict:
   for key, value in values.items():
     # Durations are mappings too, but values.
     nested = isinstance(value, dict) and prefix in ('', 'model.')
-    flat |= _flat(value, f'{key}.') if nested else {f'{prefix}{key}': value}
+    flat |= _flat(value, f'{prefix}{key}.') if nested else {f'{prefix}{key}': value}
   return flat
 
 

@@ -2,19 +2,16 @@
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable
 
 import jax
 
 import data
-import model as model_lib
 import objectives
 import parallel
-from data import tokenizers
 from training import checkpoints as checkpoints_lib
-from training import configs, plots, resuming, runs, signals, validation
+from training import configs, descriptions, directory, plots, resolution, resuming, runs, signals, validation
 from training import console as console_lib
 from training import metrics as metrics_lib
 from training import program as program_lib
@@ -45,13 +42,13 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
     console = stack.enter_context(console_lib.make_console())
     objective = objectives.create(config.objective)
     dataset = data.prepare(config.data, objective.row_length(config.data.sequence_length), config.seed, console.task)
-    config = resolve(config, dataset.tokenizer)
+    config = resolution.resolve(config, dataset.tokenizer)
     before = resuming.check_same_run(config, workdir)
-    console.message(describe_data(dataset))
+    console.message(descriptions.of_data(dataset))
     rows = config.data.batch_tokens // config.data.sequence_length
     epoch_steps = dataset.num_rows / rows
     program = program_lib.build(config, epoch_steps)
-    console.message(describe_program(config, program))
+    console.message(descriptions.of_program(config, program))
     if program.mesh.size > 1:
       params = program.abstract_state.params
       console.message(parallel.describe(params, jax.tree.map(lambda leaf: leaf.sharding, params)))
@@ -61,11 +58,11 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
     state, progress = _start(config, program, checkpoints, batches, console)
     if before and (change := resuming.check_length(before, config, epoch_steps, progress)):
       console.message(change)
-    _write_identity(config, dataset.tokenizer, workdir)
+    directory.write_identity(config, dataset.tokenizer, workdir)
     writer = stack.enter_context(metrics_lib.MetricsWriter(workdir, progress.step, config.train.tensorboard))
-    sample = sampler and _sample_writer(config, program.model, dataset.tokenizer, sampler, workdir, console)
+    sample = sampler and directory.sample_writer(config, program.model, dataset.tokenizer, sampler, workdir, console)
     loop = Loop(config, program, dataset, batches, state, progress, checkpoints, writer, console, sample)
-    if loop.finished and _summary_step(workdir) == progress.step:
+    if loop.finished and directory.summary_step(workdir) == progress.step:
       advice = resuming.how_to_go_on(config, progress, program.lengths.run)
       console.message(f'{workdir} is finished at step {progress.step:,}; {advice}')
       return True
@@ -78,40 +75,6 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
     console.message(f'finished at step {progress.step:,}: {workdir}/summary.json' if finished else
                     f'stopped and saved at step {progress.step:,}; the same command goes on from there')
     return finished
-
-
-def resolve(config, tokenizer):
-  """A copy of the config with what the tokenizer and other keys decide filled in.
-
-  Raises:
-    ConfigError: `model.vocab_size` is smaller than the tokenizer's.
-  """
-  config = configs.from_json(configs.to_json(config)).unlock()
-  if not config.model.vocab_size:
-    config.model.vocab_size = -(-tokenizer.vocab_size // 64) * 64
-  if config.model.vocab_size < tokenizer.vocab_size:
-    raise configs.ConfigError(f'model.vocab_size={config.model.vocab_size} is smaller than the tokenizer\'s '
-                              f'{tokenizer.vocab_size}; set model.vocab_size=0 to follow it')
-  if config.model.positions == 'learned' and not config.model.max_length:
-    config.model.max_length = config.data.sequence_length
-  config.model = model_lib.resolve(config.model)
-  return config.lock()
-
-
-def describe_data(dataset: data.Dataset) -> str:
-  """What was read, in two lines."""
-  report = dataset.report
-  return (f'data: {report["documents"]:,} documents ({report["duplicates"]:,} duplicates dropped), '
-          f'{report["train_bytes"] / 1e6:.2f} MB to train on, {report["validation_bytes"] / 1e6:.2f} MB held out\n'
-          f'      {report["train_tokens"]:,} tokens of {report["bytes_per_token"]:.2f} bytes, vocabulary '
-          f'{dataset.tokenizer.vocab_size:,}, {report["slots_used"]:.1%} of the slots used')
-
-
-def describe_program(config, program: program_lib.Program) -> str:
-  """What will be trained and where, in one line."""
-  mesh = ' x '.join(f'{name} {size}' for name, size in program.mesh.shape.items() if size > 1) or 'one device'
-  return (f'model: {program.model.num_params / 1e6:.2f}M parameters, {program.lengths.run:,} steps of '
-          f'{config.data.batch_tokens:,} tokens, {config.precision.dtype}, {jax.default_backend()}, {mesh}')
 
 
 def _start(config, program, checkpoints, batches, console):
@@ -140,26 +103,3 @@ def _with_params(state, abstract_state, run):
   return dataclasses.replace(state, params=place(abstract_state.params), ema=ema)
 
 
-def _summary_step(workdir) -> int | None:
-  path = workdir / 'summary.json'
-  return json.loads(path.read_text(encoding='utf-8'))['step'] if path.exists() else None
-
-
-def _write_identity(config, tokenizer, workdir) -> None:
-  workdir.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(configs.to_json(config), indent=2) + '\n'
-  temporary = workdir / 'config.json.tmp'
-  temporary.write_text(text, encoding='utf-8')
-  temporary.replace(workdir / 'config.json')
-  tokenizers.save(tokenizer, workdir / 'tokenizer')
-
-
-def _sample_writer(config, model, tokenizer, sampler, workdir, console):
-  def write(step, params):
-    prompts = list(config.train.sample_prompts)
-    texts = sampler(model, params, tokenizer, prompts, config.train.sample_tokens, config.seed)
-    with (workdir / 'samples.txt').open('a', encoding='utf-8') as file:
-      for prompt, text in zip(prompts, texts, strict=True):
-        file.write(f'--- step {step}, prompt {prompt!r}\n{prompt}{text}\n\n')
-    console.message(f'step {step:,} samples in {workdir}/samples.txt')
-  return write

@@ -103,6 +103,40 @@ def test_batches_cross_the_end_of_an_epoch(tmp_path):
   assert _row_keys(batches) == _row_keys(one_by_one)
 
 
+def test_examples_get_the_seed_the_epoch_and_the_row_whatever_the_batch(dataset):
+  def numbered(rows, seeds):
+    return {**rows, 'seeds': seeds}
+
+  def delivered(rows, count):
+    batches = data.train_batches(dataset, rows, 5, numbered)
+    taken = _take(batches, count)
+    batches.close()
+    return {name: np.concatenate([batch[name] for batch in taken]) for name in taken[0]}
+
+  count = 4 * (2 * dataset.num_rows // 4)
+  one, four = delivered(1, count), delivered(4, count // 4)
+  for name in one:
+    np.testing.assert_array_equal(one[name], four[name])
+  seeds = one['seeds']
+  assert seeds.shape == (count, 3) and np.all(seeds[:, 0] == 5) and len(np.unique(seeds, axis=0)) == count
+  texts = {}
+  for (_, epoch, row_id), tokens in zip(seeds.tolist(), one['tokens'], strict=True):
+    assert 0 <= row_id < dataset.num_rows and epoch >= 0
+    assert texts.setdefault(row_id, tokens.tobytes()) == tokens.tobytes()
+  assert seeds[:, 1].max() > 0
+
+
+def test_examples_of_an_evaluation_are_always_the_same(tmp_path):
+  split = _prepare(tmp_path).validation
+  numbered = lambda rows, seeds: {**rows, 'seeds': seeds}
+  passes = [[batch['seeds'] for batch in data.eval_batches(split, 17, rows, 'documents', examples=numbered)]
+            for rows in (4, 4, 1)]
+  np.testing.assert_array_equal(np.concatenate(passes[0]), np.concatenate(passes[1]))
+  alone = np.concatenate(passes[2])
+  np.testing.assert_array_equal(np.concatenate(passes[0])[:len(alone)], alone)
+  assert not alone[:, :2].any() and sorted(alone[:, 2]) == list(range(len(alone)))
+
+
 def test_closing_ends_the_iterator(dataset):
   batches = data.train_batches(dataset, 8, seed=0)
   next(batches)

@@ -99,6 +99,15 @@ def test_local_and_global_layers_equal_a_loop_by_hand_scanned_and_unrolled():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), result, expected)
 
 
+def test_dropout_of_segments_is_the_same_scanned_and_unrolled():
+  _, params = model_lib.build(local_global())
+  tokens = jnp.arange(LENGTH, dtype=jnp.int32)[None]
+  stream = Stream(tokens, tokens, jnp.ones_like(tokens))
+  scanned, unrolled = (jax.jit(model_lib.create(local_global(layer_loop=loop, dropout_rate=0.3)).hidden)(
+      params, stream, jax.random.key(0))[0] for loop in ('scan', 'unroll'))
+  np.testing.assert_allclose(scanned, unrolled, rtol=1e-4, atol=1e-5)
+
+
 def test_a_pattern_of_equal_layers_is_the_plain_model():
   plain = local_global(locals_=0)
   plain.attention.window = 0

@@ -1,0 +1,34 @@
+"""What a run writes into its directory besides metrics, plots and checkpoints."""
+
+import json
+
+from data import tokenizers
+from training import configs
+
+
+def summary_step(workdir) -> int | None:
+  """The step of `summary.json`, or None where the run has not finished."""
+  path = workdir / 'summary.json'
+  return json.loads(path.read_text(encoding='utf-8'))['step'] if path.exists() else None
+
+
+def write_identity(config, tokenizer, workdir) -> None:
+  """Writes the resolved config, whole or not at all, and the tokenizer."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  text = json.dumps(configs.to_json(config), indent=2) + '\n'
+  temporary = workdir / 'config.json.tmp'
+  temporary.write_text(text, encoding='utf-8')
+  temporary.replace(workdir / 'config.json')
+  tokenizers.save(tokenizer, workdir / 'tokenizer')
+
+
+def sample_writer(config, model, tokenizer, sampler, workdir, console):
+  """A function that appends what `sampler` makes of the config's prompts to `samples.txt`, for (step, params)."""
+  def write(step, params):
+    prompts = list(config.train.sample_prompts)
+    texts = sampler(model, params, tokenizer, prompts, config.train.sample_tokens, config.seed)
+    with (workdir / 'samples.txt').open('a', encoding='utf-8') as file:
+      for prompt, text in zip(prompts, texts, strict=True):
+        file.write(f'--- step {step}, prompt {prompt!r}\n{prompt}{text}\n\n')
+    console.message(f'step {step:,} samples in {workdir}/samples.txt')
+  return write

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import gpu
-from pallas_kernels import AttentionSpec, attention, hopper_tuning
+from pallas_kernels import AttentionSpec, attention
+from pallas_kernels.hopper import tuning
 
 PASSES = ('forward', 'both')
 _SETS = 2  # of inputs, taken in turn
@@ -116,14 +117,14 @@ ours_on_hopper = functools.partial(_attention, 'hopper')
 
 def _prepare_unfused(cell, which):
   """Ours with a kernel of its own for the gradient of q, to tell where one kernel for all gradients wins."""
-  sizes = hopper_tuning.KEYS[cell.head_dim]
+  sizes = tuning.KEYS[cell.head_dim]
   if not sizes.fused:
     raise ValueError('no different from ours')
-  hopper_tuning.KEYS[cell.head_dim] = dataclasses.replace(sizes, fused=False)
+  tuning.KEYS[cell.head_dim] = dataclasses.replace(sizes, fused=False)
   try:
     return _prepare_jax(ours_on_hopper, jnp.bfloat16, cell, which)
   finally:
-    hopper_tuning.KEYS[cell.head_dim] = sizes
+    tuning.KEYS[cell.head_dim] = sizes
 
 
 def _mgpu(cell, q, k, v):

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import AttentionSpec, Device, Shapes, attention, blocks, blockwise, supports, target, tpu_tuning
+from pallas_kernels import AttentionSpec, Device, Shapes, attention, blocks, blockwise, supports, target
 from pallas_kernels.attention import _log_choice
+from pallas_kernels.tpu import tuning
 
 _LEARNED = ('alibi_slopes', 'bias', 'sinks')
 _SIMULATED = {'tpu': Device('tpu', interpret=True)}
@@ -32,9 +33,9 @@ def small_blocks():
   patch.setattr(blockwise, 'on_one_device', lambda: True)
   patch.setattr(blocks, '_TOGETHER', 10)
   patch.setattr(blocks, '_LOGITS', 128)  # of two heads, of one, or of fewer than all query heads of one
-  patch.setattr(tpu_tuning, '_LANES', 1)
+  patch.setattr(tuning, '_LANES', 1)
   patch.setattr(
-    tpu_tuning, 'CAREFUL', tpu_tuning.Tuning(tpu_tuning.Blocks(8, 16), tpu_tuning.Blocks(16, 8))
+    tuning, 'CAREFUL', tuning.Tuning(tuning.Blocks(8, 16), tuning.Blocks(16, 8))
   )
   yield
   patch.undo()

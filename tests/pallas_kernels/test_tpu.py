@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import AttentionSpec, Device, Shapes, attention, supports, target, tpu_tuning
-from pallas_kernels.tpu_tuning import Blocks, Tuning
+from pallas_kernels import AttentionSpec, Device, Shapes, attention, supports, target
+from pallas_kernels.tpu import tuning
+from pallas_kernels.tpu.tuning import Blocks, Tuning
 
 _TPU = Device('tpu', interpret=True)
 _CAUSAL = AttentionSpec(causal=True)
@@ -17,8 +18,8 @@ _CAUSAL = AttentionSpec(causal=True)
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-  monkeypatch.setattr(tpu_tuning, '_LANES', 1)
-  monkeypatch.setattr(tpu_tuning, 'CAREFUL', Tuning(Blocks(8, 16), Blocks(16, 8)))
+  monkeypatch.setattr(tuning, '_LANES', 1)
+  monkeypatch.setattr(tuning, 'CAREFUL', Tuning(Blocks(8, 16), Blocks(16, 8)))
 
 
 def _normal(*shape, dtype=jnp.float32, seed=0):
@@ -164,6 +165,6 @@ def test_blocks_are_whole_vectors_and_no_longer_than_the_call(kind, monkeypatch)
   monkeypatch.undo()
   for length, head_dim, dtype in ((1, 64, 'float32'), (300, 100, 'bfloat16'), (10_000, 256, 'float32')):
     shapes = Shapes(batch=1, q_len=length, kv_len=length, heads=1, kv_heads=1, head_dim=head_dim)
-    tuned = tpu_tuning.tuning(kind, AttentionSpec(), shapes, jnp.dtype(dtype))
+    tuned = tuning.tuning(kind, AttentionSpec(), shapes, jnp.dtype(dtype))
     for size in dataclasses.astuple(tuned.forward) + dataclasses.astuple(tuned.backward):
       assert size % 128 == 0 and size < length + 128

@@ -18,9 +18,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper_kernel import ROWS, Call, Visits, add_product, free, products, transforms
-from pallas_kernels.hopper_tile import Tile, scalars
-from pallas_kernels.hopper_tuning import Keys
+from pallas_kernels.hopper.kernel import ROWS, Call, Visits, add_product, free, products, transforms
+from pallas_kernels.hopper.tile import Tile, scalars
+from pallas_kernels.hopper.tuning import Keys
 
 _WARPGROUPS = 2  # that compute
 
@@ -33,7 +33,7 @@ def gradient(q, k, v, d_out, rows: dict, arrays: dict, ranges, call: Call, tunin
     k, v: [batch, padded kv_len, kv_heads, head_dim].
     rows: 'lse' in base 2, +inf where a query sees nothing, and 'd_row', the sum of d_out * out less the gradient of the
       lse: float32 [batch, heads, queries in whole blocks of 64].
-    arrays: the spec's arrays, as `hopper` lays them out, but a bias of each query [.., keys, queries].
+    arrays: the spec's arrays, as `attention` lays them out, but a bias of each query [.., keys, queries].
     ranges: int32 [batch or 1, k_tiles, 5], from `visible_ranges` of the map transposed.
     call: what is static.
     tuning: sizes and stages.

@@ -1,4 +1,4 @@
-"""The gradient of the queries on Hopper, where `hopper_keys` leaves it.
+"""The gradient of the queries on Hopper, where `keys` leaves it.
 
 As in the forward kernel, a warpgroup owns 64 queries and visits blocks of keys.
 """
@@ -12,7 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper_kernel import (
+from pallas_kernels.hopper.kernel import (
   ROWS,
   Call,
   Visits,
@@ -23,8 +23,8 @@ from pallas_kernels.hopper_kernel import (
   scratch_of_keys,
   transforms,
 )
-from pallas_kernels.hopper_tile import tile_of_keys
-from pallas_kernels.hopper_tuning import Queries
+from pallas_kernels.hopper.tile import tile_of_keys
+from pallas_kernels.hopper.tuning import Queries
 
 
 def gradient(q, k, v, d_out, rows: dict, arrays: dict, ranges, call: Call, tuning: Queries):
@@ -35,7 +35,7 @@ def gradient(q, k, v, d_out, rows: dict, arrays: dict, ranges, call: Call, tunin
     k, v: [batch, padded kv_len, kv_heads, head_dim].
     rows: 'lse' in base 2, +inf where a query sees nothing, and 'd_row', the sum of d_out * out less the gradient of the
       lse: float32 [batch, heads, queries of all tiles].
-    arrays: the spec's arrays, as `hopper` lays them out.
+    arrays: the spec's arrays, as `attention` lays them out.
     ranges: int32 [batch or 1, q_tiles, 5], from `visible_ranges`.
     call: what is static.
     tuning: sizes of blocks and stages.

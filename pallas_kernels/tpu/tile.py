@@ -21,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.block_map import HIDDEN, PARTLY, WHOLLY, block_map, index_map, visible_blocks
 from pallas_kernels.dropout import keep_mask
 from pallas_kernels.spec import AttentionSpec, Shapes
-from pallas_kernels.tpu_tuning import Blocks
+from pallas_kernels.tpu.tuning import Blocks
 
 _KIND_BITS = 2  # of a table's entry, which is block << 2 | kind; kind HIDDEN: nothing to do
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.dropout import keep_mask
-from pallas_kernels.hopper_kernel import ROWS, Call
+from pallas_kernels.hopper.kernel import ROWS, Call
 
 LOG2E = math.log2(math.e)
 

@@ -9,8 +9,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper_kernel import ROWS, Call, free, products, transforms
-from pallas_kernels.hopper_tile import Tile, scalars
+from pallas_kernels.hopper.kernel import ROWS, Call, free, products, transforms
+from pallas_kernels.hopper.tile import Tile, scalars
 
 _WARPGROUPS = 2  # that compute, of 64 queries each
 Q_SIZE, K_SIZE = _WARPGROUPS * ROWS, 64
@@ -26,7 +26,7 @@ def gradient(q, k, v, d_out, rows: dict, arrays: dict, visible, call: Call):
     k, v: [batch, padded kv_len, kv_heads, head_dim].
     rows: 'lse' in base 2, +inf where a query sees nothing, and 'd_row', the sum of d_out * out less the gradient of the
       lse: float32 [batch, heads, queries in whole tiles].
-    arrays: the spec's arrays, as `hopper` lays them out.
+    arrays: the spec's arrays, as `attention` lays them out.
     visible: int32 [q_tiles, k_tiles], 1 where some query of the batch sees some key, else 0.
     call: what is static.
   """

@@ -14,7 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper_kernel import (
+from pallas_kernels.hopper.kernel import (
   ROWS,
   Call,
   Visits,
@@ -25,8 +25,8 @@ from pallas_kernels.hopper_kernel import (
   scratch_of_keys,
   transforms,
 )
-from pallas_kernels.hopper_tile import LOG2E, tile_of_keys
-from pallas_kernels.hopper_tuning import Forward
+from pallas_kernels.hopper.tile import LOG2E, tile_of_keys
+from pallas_kernels.hopper.tuning import Forward
 
 # Where a maximum starts. It is finite so that a row that has seen nothing yet needs no care: exp2(-inf - that) = 0.
 _LOWEST = -1e30
@@ -38,7 +38,7 @@ def forward(q, k, v, arrays: dict, ranges, call: Call, tuning: Forward):
   Args:
     q: [batch, padded q_len, heads, head_dim].
     k, v: [batch, padded kv_len, kv_heads, head_dim].
-    arrays: the spec's arrays, as `hopper` lays them out.
+    arrays: the spec's arrays, as `attention` lays them out.
     ranges: int32 [batch or 1, q_tiles, 5], from `visible_ranges`.
     call: what is static.
     tuning: sizes of blocks and stages.

@@ -85,6 +85,10 @@ class Tile:
       logits = logits + (bias if bias.ndim == 2 else self._spread(bias, 1 - self.q_axis))
     return (jnp.where(self._visible(), logits, -jnp.inf) if masked else logits), slope
 
+  def loads_with_keys(self, masked: bool) -> bool:
+    """Whether `logits` and `distance` load anything that came with the block of keys, and not products alone."""
+    return self.bias is not None or bool(self.call.tokens) and (masked or self.slope is not None)
+
   def through_softcap(self, gradient, slope):
     """The gradient of scale * scores from that of the soft-capped logits."""
     return gradient if self.call.spec.softcap is None else gradient * slope

@@ -89,8 +89,9 @@ _attention.defvjp(_attention_fwd, _attention_bwd)
 
 def _on_each_device(attend, spec, partition):
   batch, _, heads, *_ = (*partition.queries, None, None, None)
-  split = tuple(name for names in (batch, heads) for name in ((names,) if isinstance(names, str) else names or ()))
-  specs = {'alibi_slopes': PartitionSpec(heads), 'sinks': PartitionSpec(heads), 'dropout_seed': PartitionSpec()}
+  whole = PartitionSpec()
+  specs = {'alibi_slopes': PartitionSpec(heads), 'sinks': PartitionSpec(heads)}
+  specs |= {'dropout_seed': whole, 'dropout_offset': whole}
   if spec.bias is not None:
     sizes = zip((batch, heads), spec.bias.shape)
     specs['bias'] = PartitionSpec(*(names if size > 1 else None for names, size in sizes))
@@ -99,9 +100,12 @@ def _on_each_device(attend, spec, partition):
     if not field.metadata.get('static') and getattr(spec, field.name) is not None})
 
   def run(q, k, v, spec):
-    if spec.dropout_seed is not None and split:  # places count from the part's first: parts drop independently
-      shard = jax.lax.axis_index(split).astype(jnp.uint32)
-      spec = dataclasses.replace(spec, dropout_seed=spec.dropout_seed + jnp.uint32(0x9E3779B9) * shard)
+    if spec.dropout_rate:  # places count in the whole call: the mask is the same whatever the mesh
+      place = lambda names, size: jnp.uint32(jax.lax.axis_index(names) * size if names else 0)
+      offset = jnp.stack([place(batch, q.shape[0]), place(heads, q.shape[2]), jnp.uint32(0), jnp.uint32(0)])
+      if spec.dropout_offset is not None:
+        offset += jnp.asarray(spec.dropout_offset).astype(jnp.uint32)
+      spec = dataclasses.replace(spec, dropout_offset=offset)
     return attend(q, k, v, spec)
 
   return jax.shard_map(

@@ -165,6 +165,8 @@ def _arrays(spec, call, q_size, k_size):
       arrays[name] = getattr(spec, name).astype(jnp.float32)
   if spec.dropout_rate:
     arrays['dropout_seed'] = jnp.asarray(spec.dropout_seed).astype(jnp.uint32).reshape(1)
+    if spec.dropout_offset is not None:
+      arrays['dropout_offset'] = jnp.asarray(spec.dropout_offset).astype(jnp.uint32)
   return arrays
 
 

@@ -13,6 +13,7 @@ from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 from pallas_kernels import (
   AttentionSpec,
   Device,
+  Partition,
   Shapes,
   attention,
   cudnn,
@@ -22,7 +23,7 @@ from pallas_kernels import (
 )
 from pallas_kernels.block_map import block_map
 from pallas_kernels.hopper import decode, tuning
-from pallas_kernels.hopper.kernel import visible_ranges
+from pallas_kernels.hopper.kernel import registers, visible_ranges
 
 _H200 = Device('gpu', 'NVIDIA H200')
 _LEARNED = ('alibi_slopes', 'bias', 'sinks')
@@ -96,6 +97,9 @@ _CASES = {
   'a bias of keys': lambda: _call(batch=2, causal=True, bias=_normal(2, 1, 1, 200)),
   'slopes': lambda: _call(causal=True, alibi_slopes=np.asarray([0.1, 0.02], np.float32)),
   'dropout': lambda: _call(causal=True, dropout_rate=0.3, dropout_seed=jnp.uint32(77)),
+  'dropout in a part of a larger call': lambda: _call(
+    70, 130, batch=2, heads=1, dropout_rate=0.3, dropout_seed=jnp.uint32(77),
+    dropout_offset=np.asarray([3, 1, 90, 7], np.int32)),
   'head_dim 96': lambda: _call(130, head_dim=96, causal=True),
   'head_dim 128': lambda: _call(130, head_dim=128, causal=True),
   'head_dim 192': lambda: _call(130, head_dim=192, causal=True, heads=1),
@@ -108,6 +112,26 @@ _CASES = {
 @pytest.mark.parametrize('case', _CASES)
 def test_it_agrees_with_the_reference_without_races(case):
   _check(*_CASES[case]())
+
+
+@pytest.mark.slow
+def test_dropout_is_the_same_whatever_the_mesh():
+  q, k, v, spec = _call(70, batch=2, heads=2, kv_heads=2, dropout_rate=0.3, dropout_seed=jnp.uint32(77))
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ('rows', 'columns'))
+  parts = jax.sharding.PartitionSpec('rows', None, 'columns')
+  with target(dataclasses.replace(_H200, interpret=InterpretGPUParams())):
+    got = jax.jit(lambda q, k, v: attention(
+      q, k, v, spec, implementation='hopper', partition=Partition(mesh, parts, parts)))(q, k, v)
+  expected = attention(q, k, v, spec, implementation='reference')
+  np.testing.assert_allclose(np.asarray(got, np.float32), np.asarray(expected, np.float32), atol=3e-2)
+
+
+@pytest.mark.parametrize('warpgroups', [1, 2, 3, 4])
+def test_warpgroups_ask_for_no_more_registers_than_a_kernel_starts_with(warpgroups):
+  loading, computing = registers(warpgroups)
+  started = 65536 // (128 * (warpgroups + 1)) // 8 * 8
+  assert loading + warpgroups * computing <= (warpgroups + 1) * started
+  assert loading % 8 == computing % 8 == 0 and 24 <= loading <= started <= 256 and loading <= computing <= 240
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What the TPU kernels promise besides their values, simulated: blocks skipped, composition, sharding, no races."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import AttentionSpec, Device, Shapes, attention, supports, target
+from pallas_kernels import AttentionSpec, Device, Partition, Shapes, attention, supports, target
 from pallas_kernels.tpu import tuning
 from pallas_kernels.tpu.tuning import Blocks, Tuning
 
@@ -127,6 +128,22 @@ def test_heads_and_batch_split_by_shard_map(segmented):
     run, mesh=mesh, in_specs=(heads, heads, heads, shared, rows), out_specs=heads, check_vma=not segmented
   )
   expected, got = (_gradient(lambda *x, f=f: jnp.sum(jnp.sin(f(*x, ids))), q, k, v, bias) for f in (run, split))
+  _assert_close(got, expected)
+
+
+@pytest.mark.parametrize('offset', [None, (3, 8, 100, 7)])
+def test_dropout_is_the_same_whatever_the_mesh(offset):
+  q, k, v = _qkv(batch=4, q_len=20, kv_len=20)
+  offset = None if offset is None else jnp.asarray(offset, jnp.int32)
+  spec = AttentionSpec(causal=True, dropout_rate=0.3, dropout_seed=jnp.uint32(11), dropout_offset=offset)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]).reshape(2, 2, 2), ('rows', 'more rows', 'columns'))
+  parts = jax.sharding.PartitionSpec(('rows', 'more rows'), None, 'columns')
+
+  def loss(partition, q, k, v):
+    return jnp.sum(jnp.sin(attention(q, k, v, spec, implementation='tpu', partition=partition)))
+
+  expected, got = (_gradient(functools.partial(loss, partition), q, k, v)
+                   for partition in (None, Partition(mesh, parts, parts)))
   _assert_close(got, expected)
 
 

@@ -225,7 +225,7 @@ def _accumulate(arrays, smem, call, tuning, batch, kv_head, k_start, visits, own
 
     sums, _ = products(multiply, {name: carry[name] for name in wanted}, simulated=call.simulated)
     carry = sums | {'slot': lax.rem(slot + 1, tuning.stages)}
-    free(smem.freed.at[slot], read=False)
+    free(smem.freed.at[slot], read=False)  # what loads have read went into products that have ended
     if queries is not None:
       queries.add(place, head, visits.block(n, masked) * ROWS)
     return carry

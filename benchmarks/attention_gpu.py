@@ -4,6 +4,10 @@
   python -m benchmarks.attention_gpu --dry_run --out=DIR        the whole script on the CPU, tiny; times mean nothing
   python -m benchmarks.attention_gpu --compile_only [--cells=N] registers and spills of our kernels, without a GPU
 
+Before a program is timed its result is compared with float32, ours also with that of 20 more calls, which must be the
+same bit for bit but for the gradient of q where one kernel gives all; a wrong one has no figure. PyTorch's results are
+not compared.
+
 Writes attention_gpu.{json,md,png}, again after every cell. Exit status 1 where a result is wrong. Needs jax and
 matplotlib; PyTorch and tokamax take part where they are installed. Backward is forward and backward less forward.
 """
@@ -33,9 +37,8 @@ class Benchmark:
     self._worker = gpu_worker.Worker(sys.executable, '-m', 'benchmarks.attention_gpu_worker', *flags)
     self._cells = {cell.name: cell for cell in gpu_contestants.cells(arguments.dry_run)[:arguments.cells]}
     self._entrants = list(gpu_contestants.contestants(gpu_contestants.ours(arguments.dry_run)))
-    # On a CPU a few tell that the script works.
-    self._cases = [case.name for case in gpu_numerics.CASES[::8 if arguments.dry_run else 1]]
-    self._deaths = []  # cell and contestant
+    self._cases = list(gpu_numerics.items(arguments.dry_run))
+    self._deaths = []  # cell, contestant and pass
     self._dry_run = arguments.dry_run
     self._results = {'numerics': {}, 'matmul_tflops': None, 'cells': {}, 'deaths': [],
                      'not_measured': list(self._cells)}
@@ -55,7 +58,9 @@ class Benchmark:
       self._write()
     attention_gpu_report.plot(self._results, self._entrants, self._out / 'attention_gpu.png')
     print(attention_gpu_report.table(self._results, self._entrants), flush=True)
-    return all(record['passed'] for record in self._results['numerics'].values())
+    wrong = any('wrong' in record for cell in self._results['cells'].values() for name in ('ours', 'ours, unfused')
+                for record in cell['contestants'].get(name, {}).values())
+    return not wrong and all(record['passed'] for record in self._results['numerics'].values())
 
   def _numerics(self):
     records, names = self._results['numerics'], self._cases
@@ -109,20 +114,21 @@ class Benchmark:
       flush=True)
 
   def _blame(self, death, name):
-    """Leaves the contestant that hung or crashed out of the cell, after twice out of all; else gives up the cell."""
+    """Leaves the program that hung or crashed out of the cell, after twice out of all; else gives up the cell."""
     print(f'{name}: {death}', flush=True)
     self._results['deaths'].append(str(death))
-    found = [(cell, entrant) for cell in self._cells for entrant in self._entrants
-             if death.doing == f'{entrant} in {cell}']
+    found = [(cell, entrant, which) for cell in self._cells for entrant in self._entrants
+             for which in gpu_contestants.PASSES
+             if death.doing == gpu_contestants.program_name(entrant, which, cell)]
     if found:
       self._deaths += found
     else:
       self._add(name, {entrant: {'forward': {'error': gpu.words(death)}} for entrant in self._entrants})
 
   def _without(self):
-    dead = [entrant for _, entrant in self._deaths]
-    out = {entrant for entrant in dead if dead.count(entrant) > 1}
-    return self._deaths + [(cell, entrant) for cell in self._cells for entrant in out]
+    dead = [program for _, *program in self._deaths]
+    out = [program for program in dead if dead.count(program) > 1]
+    return self._deaths + [(cell, *program) for cell in self._cells for program in out]
 
   def _write(self):
     self._record.write(self._results, attention_gpu_report.table(self._results, self._entrants))

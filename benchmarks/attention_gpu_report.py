@@ -22,7 +22,8 @@ def table(results: dict, contestants) -> str:
   for cell in results['cells'].values():
     for direction in DIRECTIONS:
       speeds = {name: _speed(cell, name, direction) for name in contestants}
-      rows.append([cell['name'], direction, *(_shown(speed) for speed in speeds.values()),
+      shown = [_shown(cell, name, direction) for name in contestants]
+      rows.append([cell['name'], direction, *shown,
                    _ratio(speeds['ours'], speeds['cudnn']), *_published(cell, direction)])
   headers = ['cell', 'direction', *contestants, 'ours / cudnn', 'target', 'published FA2/cuDNN/FA3 (H100)']
   ceiling = results['matmul_tflops']
@@ -30,7 +31,7 @@ def table(results: dict, contestants) -> str:
            f'Matmul ceiling: {"not measured" if ceiling is None else f"{ceiling:.0f} TFLOP/s"}',
            f'TFLOP/s, medians:\n\n{common.markdown_table(headers, rows)}']
   if reasons := _reasons(results):
-    parts.append('Why cells are empty:\n\n' + '\n'.join(f'* {reason}' for reason in reasons))
+    parts.append('Why cells have no figure:\n\n' + '\n'.join(f'* {reason}' for reason in reasons))
   if deaths := results['deaths']:
     parts.append('The process hung or crashed and went on without:\n\n' + '\n'.join(f'* {death}' for death in deaths))
   if missing := results['not_measured']:
@@ -70,17 +71,20 @@ def _panel(axis, results, contestants, direction, head_dim):
 
 
 def numerics_line(name: str, record: dict) -> str:
-  """A case of `gpu_numerics` in one line: ||got - want|| / ||want|| by result, or its error."""
-  figures = ', '.join(f'{what} {"not finite" if distance is None else format(distance, ".1e")}'
-                      for what, distance in record.get('distances', {}).items())
-  return f'{"agrees" if record["passed"] else "FAILS"}: {name}: {record.get("error") or figures}'
+  """A case of `gpu_numerics` in one line: ||got - want|| / ||want|| by result, or what is wrong."""
+  if record['passed']:
+    return f'agrees: {name}: ' + ', '.join(f'{what} {far:.1e}' for what, far in record['distances'].items())
+  return f'FAILS: {name}: {record.get("error") or "; ".join(record["faults"])}'
 
 
 def _speed(cell, name, direction):
   return cell['contestants'].get(name, {}).get(direction, {}).get('tflops')
 
 
-def _shown(speed):
+def _shown(cell, name, direction):
+  speed = _speed(cell, name, direction)
+  if 'wrong' in cell['contestants'].get(name, {}).get(direction, {}):
+    return 'wrong'
   return '' if speed is None else f'{speed:.3g}'
 
 
@@ -110,7 +114,7 @@ def _reasons(results):
   for cell in results['cells'].values():
     for name, directions in cell['contestants'].items():
       for direction, record in directions.items():
-        if 'error' in record:
-          cells.setdefault(f'{name}, {direction}: {record["error"]}', []).append(cell['name'])
+        if reason := record.get('error') or 'wrong' in record and f'wrong: {"; ".join(record["wrong"])}':
+          cells.setdefault(f'{name}, {direction}: {reason}', []).append(cell['name'])
   return [f'{reason} ({met[0] if len(met) == 1 else f"{len(met)} cells, first {met[0]}"})'
           for reason, met in cells.items()]

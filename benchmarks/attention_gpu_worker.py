@@ -2,14 +2,21 @@
 
 import argparse
 import concurrent.futures
+import functools
 import os
 import statistics
 
 # PyTorch needs memory in the same process; before jax is imported.
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
-from benchmarks import gpu, gpu_contestants, gpu_numerics, gpu_worker
+import jax
+import jax.numpy as jnp
+
+from benchmarks import gpu, gpu_checks, gpu_contestants, gpu_numerics, gpu_worker
 from training import hardware
+
+_HANG = 25  # seconds in which a compiled program must have run, and the few times that tell whether it is right
+_FAR = 0.015  # from float32, ||got - want|| / ||want||, that is right for a timed result: it is rounded to 16 bits
 
 
 def main():
@@ -24,7 +31,7 @@ def handlers(dry_run: bool) -> dict:
   """What this worker does, by the kind of a request; see `gpu_worker.serve`."""
   ours = gpu_contestants.ours(dry_run)
   all_cells = {cell.name: cell for cell in gpu_contestants.cells(dry_run)}
-  cases = {case.name: case for case in gpu_numerics.CASES}
+  cases, repeats = gpu_numerics.items(dry_run), 2 if dry_run else gpu_checks.REPEATS
 
   def describe(request, say):
     yield {**hardware.describe(), **gpu.describe(), **_torch_versions()}
@@ -33,11 +40,10 @@ def handlers(dry_run: bool) -> dict:
     prepared = {}
     for name in request['items']:
       say(f'tracing {name}')
-      prepared[name] = _attempt(gpu_numerics.prepare, cases[name], ours)
+      prepared[name] = _attempt(gpu_numerics.prepare, name, *cases[name], ours)
     say('compiling the numerics')
-    for name, check in _finish_all(prepared).items():
-      say(name)
-      record = check if isinstance(check, Exception) else _attempt(check)
+    for check in _finish_all(prepared).values():
+      record = check if isinstance(check, Exception) else _attempt(check, say, repeats, _HANG)
       gpu_worker.die_if_broken()
       yield {'passed': False, 'error': gpu.words(record)} if isinstance(record, Exception) else record
 
@@ -51,15 +57,15 @@ def handlers(dry_run: bool) -> dict:
     prepared = {}
     for cell in chosen:
       for name, entrant in entrants.items():
-        if (cell.name, name) not in without:
-          for which in gpu_contestants.PASSES:
-            say(f'{name} in {cell.name}')
+        for which in entrant.passes:
+          if (cell.name, name, which) not in without:
+            say(gpu_contestants.program_name(name, which, cell.name))
             prepared[cell, name, which] = _attempt(entrant.prepare, cell, which)
     say('compiling')
     programs = _finish_all(prepared)
     for cell in chosen:
       of_cell = {key[1:]: program for key, program in programs.items() if key[0] == cell}
-      yield _time(cell, entrants, of_cell, request['seconds'], say)
+      yield _time(cell, entrants, of_cell, request['seconds'], repeats, say)
 
   return {'describe': describe, 'numerics': numerics, 'ceiling': ceiling, 'timing': timing}
 
@@ -91,15 +97,19 @@ def _torch_versions():
     return {}
 
 
-def _time(cell, entrants, programs, seconds, say):
+def _time(cell, entrants, programs, seconds, repeats, say):
   """Each contestant's TFLOP/s by direction, or why there are none."""
   results, running, wait = {name: {} for name in entrants}, {}, {}
+  expected = functools.cache(functools.partial(_definition, cell, say))
   for (name, which), run in programs.items():
-    say(f'{name} in {cell.name}')
-    error = run if isinstance(run, Exception) else _attempt(lambda run=run, name=name: entrants[name].wait(run(0)))
-    if isinstance(error, Exception):
+    check = functools.partial(_faults, entrants[name], name, which, cell, run, repeats, expected, say)
+    found = run if isinstance(run, Exception) else _attempt(check)
+    direction = 'forward' if which == 'forward' else 'backward'
+    if isinstance(found, Exception):
       gpu_worker.die_if_broken()
-      results[name]['forward' if which == 'forward' else 'backward'] = {'error': gpu.words(error)}
+      results[name][direction] = {'error': gpu.words(found)}
+    elif found:
+      results[name][direction] = {'wrong': found}
     else:
       running[name, which], wait[name, which] = run, entrants[name].wait
   say('taking turns')
@@ -107,13 +117,35 @@ def _time(cell, entrants, programs, seconds, say):
     return results
   times = gpu.interleave(running, wait, seconds)
   for name, which in times:
-    forward = times.get((name, 'forward'))
+    forward = times.get((entrants[name].forward or name, 'forward'))
     if which == 'forward':
       results[name]['forward'] = _figures(cell, 'forward', forward)
     elif forward is not None:
       results[name]['backward'] = _figures(
         cell, 'backward', [both - one for both, one in zip(times[name, 'both'], forward, strict=True)])
   return results
+
+
+def _definition(cell, say, dtype, scale):
+  say(f'the definition of {cell.name}')
+  inputs = gpu_contestants.inputs(cell.shapes(), dtype)[0]
+  return jax.block_until_ready(gpu_checks.definition(*inputs, causal=cell.causal, scale=scale))
+
+
+def _faults(entrant, name, which, cell, run, repeats, expected, say):
+  """What is wrong with the results of a program, which runs here for the first time."""
+  if entrant.dtype is None:
+    say(gpu_contestants.program_name(name, which, cell.name), _HANG)
+    entrant.wait(run(0))
+    return []
+  want = expected(entrant.dtype, entrant.scale)
+  say(gpu_contestants.program_name(name, which, cell.name), _HANG)
+  again = lambda: gpu_checks.named(jax.block_until_ready(run(0)))
+  first = again()
+  moved = gpu_checks.moved(again, first, repeats) if entrant.ours else {}
+  fused = entrant.forward is None and gpu_contestants.fused(cell)
+  may_move = {'gradient of q': gpu_checks.MAY_MOVE[jnp.dtype(entrant.dtype).name]} if fused else {}
+  return gpu_checks.faults(gpu_checks.distances(first, want), dict.fromkeys(first, _FAR), moved, may_move)
 
 
 def _figures(cell, direction, seconds):

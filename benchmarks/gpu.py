@@ -39,8 +39,15 @@ def choose_platform(arguments) -> None:
     # The CUDA plugin reads the variable and then asks for no driver.
     os.environ['JAX_PLATFORMS'] = 'cpu'
     jax.config.update('jax_platforms', 'cpu')
-  elif jax.default_backend() != 'gpu':
+    return
+  jax.config.update('jax_platforms', with_cpu(jax.config.jax_platforms))
+  if jax.default_backend() != 'gpu':
     raise SystemExit(f'there is no GPU, only {jax.devices()[0].device_kind}; use --dry_run or --compile_only')
+
+
+def with_cpu(platforms: str | None) -> str | None:
+  """The platforms that JAX may use, as JAX_PLATFORMS names them, and the CPU, which computes what is expected."""
+  return platforms and ','.join(dict.fromkeys([*platforms.split(','), 'cpu']))
 
 
 def describe() -> dict:

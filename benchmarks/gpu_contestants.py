@@ -1,5 +1,6 @@
 """What attention_gpu times: our kernels, fused and not, cuDNN through JAX, JAX's own example, tokamax, PyTorch."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -7,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import gpu
-from pallas_kernels import AttentionSpec, attention, hopper_tuning
+from pallas_kernels import AttentionSpec, attention
+from pallas_kernels.hopper import tuning
 
 PASSES = ('forward', 'both')
 _SETS = 2  # of inputs, taken in turn
@@ -70,10 +72,27 @@ class Contestant:
     prepare: `prepare(cell, which) -> finish` of 'forward' or 'both' (forward and backward); `finish() -> run` may be
       called in another thread, and `run(i)` starts call number i. Either raises where the cell is not served.
     wait: returns when the device has finished what `run` returned.
+    dtype: of its inputs, where JAX gives its results, which then are compared with `gpu_checks.definition`.
+    scale: of the logits, as in AttentionSpec.
+    ours: whether it is this project's, whose results must be the same in every call.
+    forward: of which contestant the forward pass is; None = its own.
   """
 
   prepare: object
   wait: object = jax.block_until_ready
+  dtype: object = None
+  scale: float | None = None
+  ours: bool = False
+  forward: str | None = None
+
+  @property
+  def passes(self) -> tuple[str, ...]:
+    return PASSES if self.forward is None else PASSES[1:]
+
+
+def program_name(entrant: str, which: str, cell: str) -> str:
+  """What a worker says it is doing while it traces or first runs a contestant's program of one of PASSES in a cell."""
+  return f'{entrant}, {which} in {cell}'
 
 
 def ours(dry_run: bool) -> str:
@@ -83,14 +102,16 @@ def ours(dry_run: bool) -> str:
 
 def contestants(implementation: str) -> dict[str, Contestant]:
   """All by name; this project's with the given implementation, see `ours`."""
+  of_jax = lambda attend, dtype, **fields: Contestant(
+    functools.partial(_prepare_jax, attend, dtype), dtype=dtype, **fields)
   return {
-    'ours': Contestant(functools.partial(_prepare_jax, functools.partial(_attention, implementation), jnp.bfloat16)),
-    'ours, unfused': Contestant(_prepare_unfused),
-    'cudnn': Contestant(functools.partial(_prepare_jax, functools.partial(_attention, 'cudnn'), jnp.bfloat16)),
+    'ours': of_jax(functools.partial(_attention, implementation), jnp.bfloat16, ours=True),
+    'ours, unfused': Contestant(_prepare_unfused, dtype=jnp.bfloat16, ours=True, forward='ours'),
+    'cudnn': of_jax(functools.partial(_attention, 'cudnn'), jnp.bfloat16),
     'torch flash': Contestant(functools.partial(_prepare_torch, 'FLASH_ATTENTION'), _wait_torch),
     'torch cudnn': Contestant(functools.partial(_prepare_torch, 'CUDNN_ATTENTION'), _wait_torch),
-    'jax mgpu': Contestant(functools.partial(_prepare_jax, _mgpu, jnp.float16)),
-    'tokamax': Contestant(functools.partial(_prepare_jax, _tokamax, jnp.bfloat16)),
+    'jax mgpu': of_jax(_mgpu, jnp.float16, scale=1.0),
+    'tokamax': of_jax(_tokamax, jnp.bfloat16),
   }
 
 
@@ -116,14 +137,26 @@ ours_on_hopper = functools.partial(_attention, 'hopper')
 
 def _prepare_unfused(cell, which):
   """Ours with a kernel of its own for the gradient of q, to tell where one kernel for all gradients wins."""
-  sizes = hopper_tuning.KEYS[cell.head_dim]
-  if not sizes.fused:
+  if not fused(cell):
     raise ValueError('no different from ours')
-  hopper_tuning.KEYS[cell.head_dim] = dataclasses.replace(sizes, fused=False)
-  try:
+  with unfused(cell.head_dim):
     return _prepare_jax(ours_on_hopper, jnp.bfloat16, cell, which)
+
+
+def fused(cell: Cell) -> bool:
+  """Whether ours gives the gradients of q, k and v in one kernel, and that of q in no fixed order of sums."""
+  return tuning.KEYS[cell.head_dim].fused
+
+
+@contextlib.contextmanager
+def unfused(head_dim: int):
+  """Context in which the gradient of q is traced as a kernel of its own."""
+  sizes = tuning.KEYS[head_dim]
+  tuning.KEYS[head_dim] = dataclasses.replace(sizes, fused=False)
+  try:
+    yield
   finally:
-    hopper_tuning.KEYS[cell.head_dim] = sizes
+    tuning.KEYS[head_dim] = sizes
 
 
 def _mgpu(cell, q, k, v):
@@ -141,7 +174,8 @@ def _tokamax(cell, q, k, v):
 
 
 @functools.lru_cache(maxsize=2)
-def _inputs(shapes, dtype):
+def inputs(shapes, dtype) -> list:
+  """The sets of q, k, v and cotangent that calls take in turn."""
   return [[gpu.normal(shape, dtype, 10 * n + i) for i, shape in enumerate(shapes)] for n in range(_SETS)]
 
 
@@ -151,7 +185,7 @@ def _prepare_jax(attend, dtype, cell, which):
 
   def finish():
     compiled = lowered.compile()
-    return lambda i: compiled(*_inputs(cell.shapes(), dtype)[i % _SETS])
+    return lambda i: compiled(*inputs(cell.shapes(), dtype)[i % _SETS])
 
   return finish
 

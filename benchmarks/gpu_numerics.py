@@ -1,5 +1,10 @@
-"""Attention on the GPU against its definition in float32 on the CPU: outputs, lse and every gradient, by feature."""
+"""Attention on the GPU against its definition in float32 on the CPU: outputs, lse and every gradient, by feature.
 
+Each case is up to three programs: the forward pass; it and all gradients, that of q by a kernel of its own; and the
+same with one kernel for the gradients of q, k and v, where there is one. Each runs several times.
+"""
+
+import contextlib
 import dataclasses
 import functools
 
@@ -7,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import gpu_checks, gpu_contestants
 from pallas_kernels import AttentionSpec, attention
+from pallas_kernels.hopper import tuning
 
 # ||got - want|| / ||want||. What a 16-bit result and 16-bit probabilities cost is 2^-9 and 2^-12 a number; gradients
 # round twice more. lse is a float32 sum of exact products.
@@ -20,10 +27,10 @@ _LEARNED = ('bias', 'alibi_slopes', 'sinks')
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """A small call: sizes, the static fields of its spec, and which arrays it has besides q, k and v."""
+  """A call: sizes, the static fields of its spec, and which arrays it has besides q, k and v."""
 
   name: str
-  static: dict
+  static: dict = dataclasses.field(hash=False)
   arrays: tuple = ()
   head_dim: int = 128
   heads: int = 4
@@ -52,9 +59,36 @@ CASES = (
   Case('alibi', _CAUSAL, ('alibi_slopes',)),
   Case('dropout', {'causal': True, 'dropout_rate': 0.2}, ('dropout_seed',), head_dim=64),
   Case('orders, fewer queries than keys', {}, ('order',), q_len=130, kv_len=400, kv_heads=2),
+  Case('causal, 4,096 tokens', _CAUSAL, heads=2, kv_heads=1, q_len=4096, kv_len=4096, batch=1),
+  Case('segments, 4,096 tokens, head_dim 64', _CAUSAL, ('segment_ids',), 64, 2, 2, 4096, 4096, 1),
+  Case('full, 1,000 queries, 4,099 keys', {}, heads=2, kv_heads=1, q_len=1000, kv_len=4099),
+  Case('dropout, 4,096 tokens', {'causal': True, 'dropout_rate': 0.1}, ('dropout_seed',), 128, 2, 1, 4096, 4096, 1),
+  Case('decoding, 1 query, 8,192 keys', _CAUSAL, kv_heads=1, q_len=1, kv_len=8192),
+  Case('decoding, 5 queries, 3,333 keys, sinks', {'causal': True, 'window': 2000}, ('sinks',), 64, 8, 2, 5, 3333),
   Case('everything', {'causal': True, 'window': 200, 'softcap': 30.0, 'dropout_rate': 0.1},
        ('segment_ids', 'order', 'bias', 'alibi_slopes', 'sinks', 'dropout_seed'), kv_heads=2, q_len=301, kv_len=301),
 )
+
+
+VARIANTS = ('forward', 'unfused', 'fused')
+
+
+def items(dry_run: bool) -> dict:
+  """What is compared: case and variant by name. For a dry run a few short cases, which tell that the code works."""
+  cases = [_shrunk(case) for case in CASES[::8]] if dry_run else CASES
+  return {f'{case.name} ({variant})': (case, variant) for case in cases for variant in VARIANTS
+          if variant != 'fused' or _sizes(case).fused}
+
+
+def _shrunk(case):
+  lengths = {name: min(getattr(case, name), 400) for name in ('q_len', 'kv_len')}
+  return dataclasses.replace(case, **lengths)
+
+
+def _sizes(case):
+  spec = AttentionSpec(**case.static, **{name: True for name in case.arrays if name in ('bias', 'alibi_slopes')},
+                       **({'bias': True} if 'row_bias' in case.arrays else {}))
+  return tuning.sizes(spec, case.head_dim, case.q_len)[2]
 
 
 def arguments(case: Case) -> tuple[dict, dict]:
@@ -86,50 +120,56 @@ def arguments(case: Case) -> tuple[dict, dict]:
   return learned, fixed
 
 
-def _evaluate(case, implementation, learned, fixed):
-  """Output, lse (0 where nothing is seen), gradients by name."""
+def _evaluate(case, implementation, variant, learned, fixed):
+  """Output and lse (0 where nothing is seen), and but for 'forward' gradients, by name."""
   fields = {name: x for name, x in fixed.items() if not name.startswith('d_')}
 
   def run(learned):
     spec = AttentionSpec(**case.static, **fields, **{name: learned[name] for name in _LEARNED if name in learned})
     return attention(learned['q'], learned['k'], learned['v'], spec, implementation=implementation, return_lse=True)
 
-  (out, lse), backward = jax.vjp(run, learned)
+  (out, lse), backward = (run(learned), None) if variant == 'forward' else jax.vjp(run, learned)
   sees = jnp.isfinite(lse)
+  found = {'out': out, 'lse': jnp.where(sees, lse, 0)}
+  if backward is None:
+    return found
   gradients, = backward((fixed['d_out'].astype(out.dtype), jnp.where(sees, fixed['d_lse'], 0)))
-  return {'out': out, 'lse': jnp.where(sees, lse, 0), **{f'gradient of {name}': g for name, g in gradients.items()}}
+  return found | {f'gradient of {name}': g for name, g in gradients.items()}
 
 
-def prepare(case: Case, implementation: str):
-  """Traces the case; returns `compile()`, for any thread, which returns `check() -> record`.
+def prepare(name: str, case: Case, variant: str, implementation: str):
+  """Traces a program; returns `compile()`, for any thread, which returns `check(say, repeats, seconds) -> record`.
 
-  The record holds the distance by name of the result (None: not finite), the tolerances, and whether it passed.
+  The record holds by name of the result the distance from float32 and the largest one from call to call (None: not
+  finite), and whether it passed, or in words why not. `say` is told, before it runs, that it may take `seconds`.
   """
   learned, fixed = arguments(case)
-  lowered = jax.jit(functools.partial(_evaluate, case, implementation)).lower(learned, fixed)
+  with gpu_contestants.unfused(case.head_dim) if variant == 'unfused' else contextlib.nullcontext():
+    lowered = jax.jit(functools.partial(_evaluate, case, implementation, variant)).lower(learned, fixed)
 
   def finish():
     compiled = lowered.compile()
-    return lambda: _check(case, compiled(learned, fixed), _expected(case, learned, fixed))
+    return functools.partial(_check, name, case, variant, lambda: compiled(learned, fixed))
 
   return finish
 
 
-def _expected(case, learned, fixed):
+@functools.lru_cache(maxsize=1)
+def _expected(case):
+  learned, fixed = arguments(case)
   cpu = jax.local_devices(backend='cpu')[0]
   wide = {name: np.asarray(x, np.float32) for name, x in learned.items()}
   with jax.default_device(cpu):
-    return jax.jit(functools.partial(_evaluate, case, 'reference'))(wide, fixed)
+    return jax.device_get(jax.jit(functools.partial(_evaluate, case, 'reference', 'both'))(wide, fixed))
 
 
-def _check(case, got, want):
-  distances = {name: _distance(got[name], want[name]) for name in want}
-  tolerances = {name: _TOLERANCES[case.dtype]['gradient' if name.startswith('gradient') else name] for name in want}
-  passed = all(distance is not None and distance <= tolerances[name] for name, distance in distances.items())
-  return {'passed': passed, 'distances': distances, 'tolerances': tolerances}
-
-
-def _distance(got, want):
-  got, want = (np.asarray(x, np.float64) for x in (got, want))
-  distance = np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-30)
-  return float(distance) if np.isfinite(distance) else None
+def _check(name, case, variant, run, say, repeats, seconds):
+  say(f'the definition of {name}')
+  want = _expected(case)
+  say(name, seconds)
+  first = jax.block_until_ready(run())
+  distances, moved = gpu_checks.distances(first, want), gpu_checks.moved(run, first, repeats)
+  tolerances = {name: _TOLERANCES[case.dtype]['gradient' if name.startswith('gradient') else name] for name in first}
+  may_move = {'gradient of q': gpu_checks.MAY_MOVE[case.dtype]} if variant == 'fused' else {}
+  faults = gpu_checks.faults(distances, tolerances, moved, may_move)
+  return {'passed': not faults, 'faults': faults, 'distances': distances, 'moved': moved}

@@ -19,7 +19,7 @@ def serve(handlers: dict) -> None:
 
   Args:
     handlers: kind -> `handler(request, say)`, which yields JSON-able results, one an item, in the items' order, and
-      calls `say(text)` before what may hang.
+      calls `say(text)` before what may hang, or `say(text, seconds)` where it hangs if nothing follows within these.
   """
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)  # what libraries print is no answer
@@ -30,7 +30,7 @@ def serve(handlers: dict) -> None:
 
   for line in sys.stdin:
     request = json.loads(line)
-    for result in handlers[request['kind']](request, lambda text: send(doing=text)):
+    for result in handlers[request['kind']](request, lambda text, seconds=None: send(doing=text, seconds=seconds)):
       send(result=result)
     send(done=True)
 
@@ -63,20 +63,21 @@ class Worker:
 
     Args:
       kind: of the handler.
-      timeout: seconds without a word after which the process is killed.
+      timeout: seconds without a word after which the process is killed, unless its last word named others.
       **request: JSON-able, for the handler.
 
     Raises:
       Died: see there; results until then have been given.
     """
-    doing = 'starting'
+    doing, limit = 'starting', timeout
     if self._process is None:
       self._start()
     try:
       self._process.stdin.write(json.dumps({'kind': kind, **request}) + '\n')
       self._process.stdin.flush()
       while True:
-        answer = json.loads(self._lines.get(timeout=timeout))
+        answer = json.loads(self._lines.get(timeout=limit))
+        limit = answer.get('seconds') or timeout
         if 'done' in answer:
           return
         if 'result' in answer:
@@ -85,7 +86,7 @@ class Worker:
           doing = answer['doing']
     except queue.Empty:
       self.kill()
-      raise Died(f'nothing was heard for {timeout:.0f} s', doing) from None
+      raise Died(f'nothing was heard for {limit:.0f} s', doing) from None
     except (BrokenPipeError, json.JSONDecodeError):
       self._process.wait()
       status = self._process.returncode

@@ -14,6 +14,7 @@ from pallas_kernels import AttentionSpec, attention, target
 
 _BATCH, _LENGTH, _HEADS, _KV_HEADS = 2, 2048, 8, 4
 _IDS, _HEAD, _SEED = ((_BATCH, _LENGTH), jnp.int32), ((_HEADS,), jnp.float32), ((), jnp.uint32)
+_OFFSET = ((4,), jnp.uint32)
 _SPECS = {  # static fields; arrays by shape and dtype
   'causal': ({'causal': True}, {}),
   'full': ({}, {}),
@@ -25,9 +26,10 @@ _SPECS = {  # static fields; arrays by shape and dtype
   'bias': ({}, {'bias': ((1, _HEADS, _LENGTH, _LENGTH), jnp.float32)}),
   'bias of keys': ({}, {'bias': ((_BATCH, 1, 1, _LENGTH), jnp.float32)}),
   'dropout': ({'causal': True, 'dropout_rate': 0.1}, {'dropout_seed': _SEED}),
+  'dropout of a part': ({'causal': True, 'dropout_rate': 0.1}, {'dropout_seed': _SEED, 'dropout_offset': _OFFSET}),
 }
 _UNGROUPED = ', a key head for each head'
-_MOST = ('causal', 'full', 'segments', 'soft-cap', 'dropout')
+_MOST = ('causal', 'full', 'segments', 'soft-cap', 'dropout', 'dropout of a part')
 CASES = [(head_dim, spec) for head_dim in (64, 128) for spec in (*_SPECS, 'decoding')] + [
   (head_dim, spec) for head_dim in (96, 192, 256) for spec in _MOST] + [
   (128, spec + _UNGROUPED) for spec in ('causal', 'segments')]

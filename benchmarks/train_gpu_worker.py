@@ -46,6 +46,8 @@ def run(case, dry_run: bool, seconds: float, say) -> dict:
       compiled = built.step.lower(built.abstract_state, train_gpu_cases.batch_shape(case)).compile()
     record |= {'parameters': built.model.num_params, 'compile_seconds': time.perf_counter() - start,
                'attention': choices, 'mosaic_kernels': mosaic_kernels(compiled), 'memory': memory(compiled)}
+    if reason := too_large(record['memory'], _memory_stats().get('bytes_limit')):
+      return record | {'error': reason}
     say('initialising')
     record |= _measure(case, built, compiled, seconds, say)
     record |= utilisation(case, built.model, record['tokens_per_second'])
@@ -76,7 +78,7 @@ def _measure(case, built, compiled, seconds, say):
     'steps': len(steps), 'step_ms': 1e3 * statistics.median(steps),
     'step_ms_range': [1e3 * min(steps), 1e3 * max(steps)],
     'tokens_per_second': tokens / statistics.median(steps), 'loss_first': losses[0], 'loss_last': losses[-1],
-    'peak_bytes': (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use'),
+    'peak_bytes': _memory_stats().get('peak_bytes_in_use'),
   }
 
 
@@ -116,9 +118,23 @@ def mosaic_kernels(compiled) -> int:
 
 
 def memory(compiled) -> dict:
-  """Bytes the compiler plans: arguments, which are donated, and temporaries."""
+  """Bytes the compiler plans: arguments, which are donated, temporaries, and all that is there at once."""
   analysis = compiled.memory_analysis()
-  return {'argument_bytes': analysis.argument_size_in_bytes, 'temporary_bytes': analysis.temp_size_in_bytes}
+  new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+  return {'argument_bytes': analysis.argument_size_in_bytes, 'temporary_bytes': analysis.temp_size_in_bytes,
+          'planned_bytes': analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + new}
+
+
+def too_large(planned: dict, limit: int | None) -> str:
+  """Says so in words where what `memory` tells does not fit in `limit` bytes of a device; else ''."""
+  if limit is None or planned['planned_bytes'] <= limit:
+    return ''
+  needed, given = planned['planned_bytes'] / 2**30, limit / 2**30
+  return f'not run: the compiler plans {needed:.1f} GiB, and JAX may use {given:.1f} GiB of this device'
+
+
+def _memory_stats():
+  return jax.local_devices()[0].memory_stats() or {}
 
 
 if __name__ == '__main__':

@@ -251,8 +251,9 @@ class Tile:
     batch = places['b'][:, None, None, None, None]
     heads = groups * places['n'][:, None, None, None] + jnp.arange(groups)[:, None]
     keys = places['k'][:, None, None]
-    keep = keep_mask(self.spec.dropout_seed, self.spec.dropout_rate, batch, heads, places['q'], keys)
-    return jnp.where(keep, x * (1 / (1 - self.spec.dropout_rate)), 0)
+    spec = self.spec
+    keep = keep_mask(spec.dropout_seed, spec.dropout_rate, spec.dropout_offset, batch, heads, places['q'], keys)
+    return jnp.where(keep, x * (1 / (1 - spec.dropout_rate)), 0)
 
   @property
   def _places(self):

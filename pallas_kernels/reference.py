@@ -33,7 +33,7 @@ def attend(q, k, v, spec: AttentionSpec):
   probabilities = jnp.where(visible, jnp.exp(jnp.where(visible, logits, 0) - jnp.where(jnp.isfinite(lse), lse, 0)), 0)
   if spec.dropout_rate:
     place = jnp.meshgrid(*(jnp.arange(n) for n in logits.shape), indexing='ij', sparse=True)
-    keep = keep_mask(spec.dropout_seed, spec.dropout_rate, *place)
+    keep = keep_mask(spec.dropout_seed, spec.dropout_rate, spec.dropout_offset, *place)
     probabilities = jnp.where(keep, probabilities / (1 - spec.dropout_rate), 0)
   out = jnp.einsum('bhqk,bkhd->bqhd', probabilities, v, precision=highest)
   return out.astype(dtype), jnp.swapaxes(lse[..., 0], 1, 2)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import AttentionSpec, Device, Shapes, attention, blocks, blockwise, supports, target, tpu_tuning
+from pallas_kernels import AttentionSpec, Device, Shapes, attention, blocks, blockwise, supports, target
 from pallas_kernels.attention import _log_choice
+from pallas_kernels.tpu import tuning
 
 _LEARNED = ('alibi_slopes', 'bias', 'sinks')
 _SIMULATED = {'tpu': Device('tpu', interpret=True)}
@@ -32,9 +33,9 @@ def small_blocks():
   patch.setattr(blockwise, 'on_one_device', lambda: True)
   patch.setattr(blocks, '_TOGETHER', 10)
   patch.setattr(blocks, '_LOGITS', 128)  # of two heads, of one, or of fewer than all query heads of one
-  patch.setattr(tpu_tuning, '_LANES', 1)
+  patch.setattr(tuning, '_LANES', 1)
   patch.setattr(
-    tpu_tuning, 'CAREFUL', tpu_tuning.Tuning(tpu_tuning.Blocks(8, 16), tpu_tuning.Blocks(16, 8))
+    tuning, 'CAREFUL', tuning.Tuning(tuning.Blocks(8, 16), tuning.Blocks(16, 8))
   )
   yield
   patch.undo()
@@ -74,6 +75,8 @@ def _calls(draw, longest=40):
     spec['sinks'] = normal(heads, dtype=jnp.float32)
   if draw(st.booleans()):
     spec |= {'dropout_rate': 0.3, 'dropout_seed': jnp.uint32(random.integers(2**32))}
+    if draw(st.booleans()):
+      spec['dropout_offset'] = jnp.asarray(random.integers(0, 2**20, 4), jnp.int32)
   q, k, v = normal(batch, q_len, heads, head_dim), *(normal(batch, kv_len, kv_heads, head_dim) for _ in 'kv')
   return q, k, v, AttentionSpec(**spec)
 
@@ -188,6 +191,25 @@ def test_dropout_drops_its_share_keeps_the_mean_and_depends_on_the_seed():
   assert np.abs(np.corrcoef(heads) - np.eye(4)).max() < 0.4
 
 
+@pytest.mark.parametrize('implementation', ['reference', 'blockwise', 'tpu'])
+def test_parts_drop_what_the_whole_drops(implementation):
+  q, k, v = _qkv(kv_len=30)
+  spec = AttentionSpec(dropout_rate=0.4, dropout_seed=jnp.uint32(9))
+
+  def run(q, k, v, *offset):
+    part = dataclasses.replace(spec, dropout_offset=jnp.asarray(offset, jnp.int32)) if offset else spec
+    return attention(q, k, v, part, implementation=implementation, return_lse=True)
+
+  with _device(implementation):
+    whole, _ = run(q, k, v)
+    part, _ = run(q[1:, 7:, 2:], k[1:, :, 1:], v[1:, :, 1:], 1, 2, 7, 0)
+    (first, lse), (second, other) = run(q, k[:, :13], v[:, :13]), run(q, k[:, 13:], v[:, 13:], 0, 0, 0, 13)
+  both = jnp.logaddexp(lse, other)
+  merged = jnp.exp(lse - both)[..., None] * first + jnp.exp(other - both)[..., None] * second
+  np.testing.assert_allclose(part, whole[1:, 7:, 2:], atol=1e-5)
+  np.testing.assert_allclose(merged, whole, atol=1e-5)
+
+
 def test_auto_says_once_what_it_chose(caplog):
   _log_choice.cache_clear()
   with caplog.at_level(logging.INFO, logger='pallas_kernels'):
@@ -214,6 +236,7 @@ def test_supports_answers_for_every_implementation_in_words():
   ({'spec': AttentionSpec(softcap=-1.0)}, 'softcap must be above 0'),
   ({'spec': AttentionSpec(dropout_rate=1.0)}, r'dropout_rate must be in \[0, 1\)'),
   ({'spec': AttentionSpec(dropout_rate=0.1)}, 'needs dropout_seed'),
+  ({'spec': AttentionSpec(dropout_offset=jnp.zeros(3, int))}, r'dropout_offset must have shape \(4,\); got \(3,\)'),
   ({'spec': AttentionSpec(q_segment_ids=jnp.ones((2, 19), int))}, 'q_segment_ids and kv_segment_ids come together'),
   ({'spec': AttentionSpec(sinks=jnp.zeros(2))}, r'sinks must have shape \(4,\); got \(2,\)'),
   ({'spec': AttentionSpec(bias=jnp.zeros((2, 2, 19, 19)))}, r'bias must have shape \(2, 4, 19, 19\)'),

@@ -13,17 +13,17 @@ from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 from pallas_kernels import (
   AttentionSpec,
   Device,
+  Partition,
   Shapes,
   attention,
   cudnn,
   hopper,
-  hopper_decode,
-  hopper_tuning,
   reference,
   target,
 )
 from pallas_kernels.block_map import block_map
-from pallas_kernels.hopper_kernel import visible_ranges
+from pallas_kernels.hopper import decode, tuning
+from pallas_kernels.hopper.kernel import registers, visible_ranges
 
 _H200 = Device('gpu', 'NVIDIA H200')
 _LEARNED = ('alibi_slopes', 'bias', 'sinks')
@@ -97,6 +97,9 @@ _CASES = {
   'a bias of keys': lambda: _call(batch=2, causal=True, bias=_normal(2, 1, 1, 200)),
   'slopes': lambda: _call(causal=True, alibi_slopes=np.asarray([0.1, 0.02], np.float32)),
   'dropout': lambda: _call(causal=True, dropout_rate=0.3, dropout_seed=jnp.uint32(77)),
+  'dropout in a part of a larger call': lambda: _call(
+    70, 130, batch=2, heads=1, dropout_rate=0.3, dropout_seed=jnp.uint32(77),
+    dropout_offset=np.asarray([3, 1, 90, 7], np.int32)),
   'head_dim 96': lambda: _call(130, head_dim=96, causal=True),
   'head_dim 128': lambda: _call(130, head_dim=128, causal=True),
   'head_dim 192': lambda: _call(130, head_dim=192, causal=True, heads=1),
@@ -112,8 +115,28 @@ def test_it_agrees_with_the_reference_without_races(case):
 
 
 @pytest.mark.slow
+def test_dropout_is_the_same_whatever_the_mesh():
+  q, k, v, spec = _call(70, batch=2, heads=2, kv_heads=2, dropout_rate=0.3, dropout_seed=jnp.uint32(77))
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ('rows', 'columns'))
+  parts = jax.sharding.PartitionSpec('rows', None, 'columns')
+  with target(dataclasses.replace(_H200, interpret=InterpretGPUParams())):
+    got = jax.jit(lambda q, k, v: attention(
+      q, k, v, spec, implementation='hopper', partition=Partition(mesh, parts, parts)))(q, k, v)
+  expected = attention(q, k, v, spec, implementation='reference')
+  np.testing.assert_allclose(np.asarray(got, np.float32), np.asarray(expected, np.float32), atol=3e-2)
+
+
+@pytest.mark.parametrize('warpgroups', [1, 2, 3, 4])
+def test_warpgroups_ask_for_no_more_registers_than_a_kernel_starts_with(warpgroups):
+  loading, computing = registers(warpgroups)
+  started = 65536 // (128 * (warpgroups + 1)) // 8 * 8
+  assert loading + warpgroups * computing <= (warpgroups + 1) * started
+  assert loading % 8 == computing % 8 == 0 and 24 <= loading <= started <= 256 and loading <= computing <= 240
+
+
+@pytest.mark.slow
 def test_decoding_splits_the_keys_and_merges_them(monkeypatch):
-  monkeypatch.setattr(hopper_decode, '_SHORTEST_PART', 128)
+  monkeypatch.setattr(decode, '_SHORTEST_PART', 128)
   _check(*_call(2, 256, heads=2, causal=True, window=140, sinks=_normal(2)))
 
 
@@ -123,12 +146,12 @@ def test_decoding_splits_the_keys_and_merges_them(monkeypatch):
   {'q_order': _SEGMENTS[:, 100:103], 'kv_order': _SEGMENTS, 'window': 2}, {'softcap': 2.0, 'sinks': _normal(4)},
 ])
 def test_decoding_is_attention_in_another_shape(fields, monkeypatch):
-  monkeypatch.setattr(hopper_decode, '_SHORTEST_PART', 50)
+  monkeypatch.setattr(decode, '_SHORTEST_PART', 50)
   q, k, v, spec = _call(3, 200, batch=2, heads=4, kv_heads=2, dtype=jnp.float32, **fields)
   core = lambda *call: reference.attend(*call)
   expected, lse = reference.attend(q, k, v, spec)
-  got = hopper_decode.attend(core, q, k, v, spec)
-  assert hopper_decode.serves(spec, 3)
+  got = decode.attend(core, q, k, v, spec)
+  assert decode.serves(spec, 3)
   np.testing.assert_allclose(got[0], expected, atol=1e-5)
   np.testing.assert_allclose(got[1], lse, atol=1e-5)
 
@@ -137,7 +160,7 @@ def test_decoding_is_attention_in_another_shape(fields, monkeypatch):
   {'window': 5}, {'causal': True, 'q_order': _ORDER[:, :3], 'kv_order': _ORDER}, {'alibi_slopes': _normal(2)},
 ])
 def test_what_decoding_cannot_say_in_orders_goes_the_long_way(fields):
-  assert not hopper_decode.serves(_call(3, 200, **fields)[3], 3) and not hopper_decode.serves(AttentionSpec(), 9)
+  assert not decode.serves(_call(3, 200, **fields)[3], 3) and not decode.serves(AttentionSpec(), 9)
 
 
 @pytest.mark.parametrize('spec', [
@@ -156,7 +179,7 @@ def test_ranges_cover_what_is_visible_and_leave_unmasked_only_what_wholly_is(spe
 
 
 def test_the_gradient_of_the_queries_is_the_same_from_a_kernel_of_its_own(monkeypatch):
-  monkeypatch.setitem(hopper_tuning.KEYS, 64, dataclasses.replace(hopper_tuning.KEYS[64], fused=False))
+  monkeypatch.setitem(tuning.KEYS, 64, dataclasses.replace(tuning.KEYS[64], fused=False))
   _check(*_call(130, causal=True))
 
 

@@ -1,6 +1,7 @@
 """What the TPU kernels promise besides their values, simulated: blocks skipped, composition, sharding, no races."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import AttentionSpec, Device, Shapes, attention, supports, target, tpu_tuning
-from pallas_kernels.tpu_tuning import Blocks, Tuning
+from pallas_kernels import AttentionSpec, Device, Partition, Shapes, attention, supports, target
+from pallas_kernels.tpu import tuning
+from pallas_kernels.tpu.tuning import Blocks, Tuning
 
 _TPU = Device('tpu', interpret=True)
 _CAUSAL = AttentionSpec(causal=True)
@@ -17,8 +19,8 @@ _CAUSAL = AttentionSpec(causal=True)
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-  monkeypatch.setattr(tpu_tuning, '_LANES', 1)
-  monkeypatch.setattr(tpu_tuning, 'CAREFUL', Tuning(Blocks(8, 16), Blocks(16, 8)))
+  monkeypatch.setattr(tuning, '_LANES', 1)
+  monkeypatch.setattr(tuning, 'CAREFUL', Tuning(Blocks(8, 16), Blocks(16, 8)))
 
 
 def _normal(*shape, dtype=jnp.float32, seed=0):
@@ -129,6 +131,21 @@ def test_heads_and_batch_split_by_shard_map(segmented):
   _assert_close(got, expected)
 
 
+def test_dropout_is_the_same_whatever_the_mesh():
+  q, k, v = _qkv(batch=4, q_len=20, kv_len=20)
+  spec = AttentionSpec(
+    causal=True, dropout_rate=0.3, dropout_seed=jnp.uint32(11), dropout_offset=jnp.asarray([3, 8, 100, 7]))
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]).reshape(2, 2, 2), ('rows', 'more rows', 'columns'))
+  parts = jax.sharding.PartitionSpec(('rows', 'more rows'), None, 'columns')
+
+  def loss(partition, q, k, v):
+    return jnp.sum(jnp.sin(attention(q, k, v, spec, implementation='tpu', partition=partition)))
+
+  expected, got = (_gradient(functools.partial(loss, partition), q, k, v)
+                   for partition in (None, Partition(mesh, parts, parts)))
+  _assert_close(got, expected)
+
+
 @pytest.mark.slow
 def test_simulated_memory_is_written_before_it_is_read_and_free_of_races(capfd):
   q, k, v = _qkv(batch=1, q_len=20, kv_len=28)
@@ -164,6 +181,6 @@ def test_blocks_are_whole_vectors_and_no_longer_than_the_call(kind, monkeypatch)
   monkeypatch.undo()
   for length, head_dim, dtype in ((1, 64, 'float32'), (300, 100, 'bfloat16'), (10_000, 256, 'float32')):
     shapes = Shapes(batch=1, q_len=length, kv_len=length, heads=1, kv_heads=1, head_dim=head_dim)
-    tuned = tpu_tuning.tuning(kind, AttentionSpec(), shapes, jnp.dtype(dtype))
+    tuned = tuning.tuning(kind, AttentionSpec(), shapes, jnp.dtype(dtype))
     for size in dataclasses.astuple(tuned.forward) + dataclasses.astuple(tuned.backward):
       assert size % 128 == 0 and size < length + 128

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import AttentionSpec, Device, attention, target, tpu_tuning
-from pallas_kernels.tpu_tuning import Blocks, Tuning
+from pallas_kernels import AttentionSpec, Device, attention, target
+from pallas_kernels.tpu import tuning
+from pallas_kernels.tpu.tuning import Blocks, Tuning
 
 pytestmark = pytest.mark.slow
 _BATCH, _LENGTH, _HEADS, _KV_HEADS = 2, 2048, 4, 2
 _TOPOLOGIES = {'TPU v5 lite': 'v5e:2x2', 'TPU v5': 'v5p:2x2x1', 'TPU v6 lite': 'v6e:2x2'}
-_ENTRIES = [(kind, *key) for kind, entries in tpu_tuning.TABLE.items() for key in entries]
+_ENTRIES = [(kind, *key) for kind, entries in tuning.TABLE.items() for key in entries]
 _SPECS = {
   'full': AttentionSpec(),
   'causal': AttentionSpec(causal=True),
@@ -71,7 +72,7 @@ def test_every_entry_of_the_table_compiles_in_the_memory_of_its_chip(kind, head_
 
 @pytest.mark.parametrize('kind', _TOPOLOGIES)
 def test_blocks_without_a_tuned_entry_compile_everywhere(kind, monkeypatch):
-  monkeypatch.setattr(tpu_tuning, 'TABLE', {})
+  monkeypatch.setattr(tuning, 'TABLE', {})
   arrays = _arrays(_LENGTH, (1, _HEADS, _LENGTH, _LENGTH))
   _compile(kind, _SPECS['everything'], 256, jnp.float32, arrays)
 
@@ -93,6 +94,6 @@ def test_the_gradient_of_a_bias_that_nobody_uses_costs_nothing():
 
 def test_blocks_beyond_the_memory_of_the_chip_are_refused(monkeypatch):
   huge = Blocks(2048, 2048)
-  monkeypatch.setitem(tpu_tuning.TABLE['TPU v5 lite'], (128, 2), Tuning(huge, huge))
+  monkeypatch.setitem(tuning.TABLE['TPU v5 lite'], (128, 2), Tuning(huge, huge))
   with pytest.raises(Exception, match='Ran out of memory in memory space vmem'):
     _compile('TPU v5 lite', _SPECS['causal'], 128, jnp.bfloat16, {})

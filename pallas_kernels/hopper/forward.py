@@ -14,7 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper_kernel import (
+from pallas_kernels.hopper.kernel import (
   ROWS,
   Call,
   Visits,
@@ -22,11 +22,12 @@ from pallas_kernels.hopper_kernel import (
   free,
   load_keys,
   products,
+  registers,
   scratch_of_keys,
   transforms,
 )
-from pallas_kernels.hopper_tile import LOG2E, tile_of_keys
-from pallas_kernels.hopper_tuning import Forward
+from pallas_kernels.hopper.tile import LOG2E, tile_of_keys
+from pallas_kernels.hopper.tuning import Forward
 
 # Where a maximum starts. It is finite so that a row that has seen nothing yet needs no care: exp2(-inf - that) = 0.
 _LOWEST = -1e30
@@ -38,7 +39,7 @@ def forward(q, k, v, arrays: dict, ranges, call: Call, tuning: Forward):
   Args:
     q: [batch, padded q_len, heads, head_dim].
     k, v: [batch, padded kv_len, kv_heads, head_dim].
-    arrays: the spec's arrays, as `hopper` lays them out.
+    arrays: the spec's arrays, as `attention` lays them out.
     ranges: int32 [batch or 1, q_tiles, 5], from `visible_ranges`.
     call: what is static.
     tuning: sizes of blocks and stages.
@@ -78,15 +79,16 @@ def _kernel(q_ref, k_ref, v_ref, arrays, ranges, out_ref, lse_ref, *, call, tuni
   tile = q_tiles - 1 - lax.axis_index('tile')  # of causal attention the longest first
   visits = Visits(ranges, batch, tile)
   q_start = tile * (tuning.warpgroups * ROWS)
+  loading, computing = registers(tuning.warpgroups)
 
   @pl.when(warpgroup == tuning.warpgroups)
   def _():
-    plgpu.set_max_registers(24, action='decrease')
+    plgpu.set_max_registers(loading, action='decrease')
     load_keys(k_ref, v_ref, arrays, smem, call, batch, head, q_start, visits)
 
   @pl.when(warpgroup < tuning.warpgroups)
   def _():
-    plgpu.set_max_registers(240, action='increase')
+    plgpu.set_max_registers(computing, action='increase')
     start = q_start + warpgroup * ROWS
     rows, my_q = pl.ds(start, ROWS), smem.q.at[warpgroup]
     plgpu.copy_gmem_to_smem(q_ref.at[batch, rows, head], my_q, smem.q_loaded.at[warpgroup])
@@ -100,7 +102,7 @@ def _kernel(q_ref, k_ref, v_ref, arrays, ranges, out_ref, lse_ref, *, call, tuni
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(my_q, out_ref.at[batch, rows, head])
     plgpu.copy_smem_to_gmem(smem.lse.at[warpgroup], lse_ref.at[batch, head, rows])
-    plgpu.wait_smem_to_gmem(0)
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
 def _attend(arrays, smem, call, tuning, batch, head, warpgroup, q_start, visits):
@@ -112,7 +114,7 @@ def _attend(arrays, smem, call, tuning, batch, head, warpgroup, q_start, visits)
   def softmax(scores, block, slot, masked, maximum, total):
     tile = tile_of_keys(arrays, smem, call, slot, warpgroup, batch, head, q_start, block * tuning.k_size)
     logits, _ = tile.logits(scores, masked)
-    free(smem.k_freed.at[slot], read=bool(call.tokens) or 'bias' in arrays)
+    free(smem.k_freed.at[slot], read=tile.loads_with_keys(masked))
     higher = jnp.maximum(maximum, jnp.max(logits, axis=1) * tile.factor)
     shrink = jnp.exp2(maximum - higher)
     p = jnp.exp2(logits * tile.factor - tile.of_queries(higher))

@@ -21,6 +21,18 @@ ROWS = 64  # of a product of one warpgroup
 _COMPILER = plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup)
 
 
+def registers(warpgroups: int) -> tuple[int, int]:
+  """Returns registers of a thread that loads and of one that computes: all that `warpgroups` and the loading one have.
+
+  A kernel starts with as many for each thread as the multiprocessor has for all; who asks for more than the others
+  give up waits forever.
+  """
+  started = 65536 // (128 * (warpgroups + 1)) // 8 * 8  # instructions name multiples of 8
+  together = started * (warpgroups + 1)
+  computing = min(240, (together - 24) // warpgroups // 8 * 8)
+  return min(32, together - warpgroups * computing), computing
+
+
 def transforms(columns: int, dtype) -> tuple:
   """Layout of a row-major tile in shared memory that TMA writes and wgmma reads: the widest swizzle that fits."""
   for swizzle in (128, 64, 32):
@@ -134,7 +146,7 @@ class Call:
   def simulated(self) -> bool:
     return bool(self.interpret)
 
-  def kernel(self, name, body, *, scratch_types, out_type=(), onto=None, **mesh):
+  def kernel(self, name, body, *, scratch_types, out_type=(), onto=None, barriers=True, **mesh):
     """Returns the kernel of a body that takes refs of operands and outputs, and scratch memory by name.
 
     Args:
@@ -143,20 +155,23 @@ class Call:
       scratch_types: what `body` gets by name.
       out_type: of the outputs, which start as anything; or instead
       onto: arrays, the outputs' initial values, for kernels that add to them; not where simulated.
+      barriers: whether the compiler guards each store to shared memory and each copy to it by barriers. They are needed
+        where a warpgroup writes what its own loads have read.
       **mesh: as for `plgpu.kernel`.
     """
     body.__name__ = name
+    compiler = dataclasses.replace(_COMPILER, unsafe_no_auto_barriers=not barriers)
     if onto is None:
       interpret = {'interpret': self.interpret} if self.simulated else {}
       return plgpu.kernel(
-        body, thread_name='warpgroup', compiler_params=_COMPILER, scratch_types=scratch_types, out_type=out_type,
+        body, thread_name='warpgroup', compiler_params=compiler, scratch_types=scratch_types, out_type=out_type,
         **interpret, **mesh)
 
     def in_scratch(*refs):
       pl.run_scoped(functools.partial(body, *refs), collective_axes='warpgroup', **scratch_types)
 
     on_refs = pl.kernel(
-      in_scratch, mesh=plgpu.Mesh(thread_name='warpgroup', **mesh), compiler_params=_COMPILER, name=name)
+      in_scratch, mesh=plgpu.Mesh(thread_name='warpgroup', **mesh), compiler_params=compiler, name=name)
 
     # plgpu.kernel takes refs too, but not in jax 0.10.
     @jax.custom_batching.sequential_vmap
@@ -261,7 +276,7 @@ def _load_with_keys(arrays, smem, call, slot, ready, batch, head, q_start, keys)
 
 
 def free(barrier, read: bool):
-  """Lets the loading warpgroup fill a slot again; `read`: whether loads, and not products alone, have read it."""
+  """Lets the loading warpgroup fill a slot again; `read`: whether loads may still be reading it, and not products alone have."""
   if read:
     plgpu.commit_smem()  # TMA writes through another proxy than loads read through
   plgpu.barrier_arrive(barrier)

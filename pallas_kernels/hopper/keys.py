@@ -18,9 +18,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper_kernel import ROWS, Call, Visits, add_product, free, products, transforms
-from pallas_kernels.hopper_tile import Tile, scalars
-from pallas_kernels.hopper_tuning import Keys
+from pallas_kernels.hopper.kernel import ROWS, Call, Visits, add_product, free, products, registers, transforms
+from pallas_kernels.hopper.tile import Tile, scalars
+from pallas_kernels.hopper.tuning import Keys
 
 _WARPGROUPS = 2  # that compute
 
@@ -33,14 +33,14 @@ def gradient(q, k, v, d_out, rows: dict, arrays: dict, ranges, call: Call, tunin
     k, v: [batch, padded kv_len, kv_heads, head_dim].
     rows: 'lse' in base 2, +inf where a query sees nothing, and 'd_row', the sum of d_out * out less the gradient of the
       lse: float32 [batch, heads, queries in whole blocks of 64].
-    arrays: the spec's arrays, as `hopper` lays them out, but a bias of each query [.., keys, queries].
+    arrays: the spec's arrays, as `attention` lays them out, but a bias of each query [.., keys, queries].
     ranges: int32 [batch or 1, k_tiles, 5], from `visible_ranges` of the map transposed.
     call: what is static.
     tuning: sizes and stages.
   """
   shapes, k_tiles = call.shapes, ranges.shape[1]
   kernel = functools.partial(
-    call.kernel, body=functools.partial(_kernel, call=call, tuning=tuning),
+    call.kernel, body=functools.partial(_kernel, call=call, tuning=tuning), barriers=False,
     num_threads=_WARPGROUPS + 1, grid=(shapes.kv_heads, k_tiles, shapes.batch), grid_names=('head', 'tile', 'batch'),
     scratch_types=_scratch(arrays, call, tuning, q.dtype),
   )
@@ -53,7 +53,8 @@ def gradient(q, k, v, d_out, rows: dict, arrays: dict, ranges, call: Call, tunin
     d_k, d_v, parts = kernel('attention_gradients', out_type=[*out, d_q])(*operands)
     d_q = _sum_visited(parts, ranges)
   else:
-    d_k, d_v, d_q = kernel('attention_gradients', onto=[jnp.zeros(x.shape, x.dtype) for x in (*out, d_q)])(*operands)
+    onto = [jnp.empty(x.shape, x.dtype) for x in out] + [jnp.zeros(d_q.shape, d_q.dtype)]  # only d_q is added to
+    d_k, d_v, d_q = kernel('attention_gradients', onto=onto)(*operands)
   return d_k, d_v, jnp.swapaxes(d_q, 1, 2)
 
 
@@ -97,15 +98,16 @@ def _kernel(
   smem = types.SimpleNamespace(**scratch)
   head, batch, tile, warpgroup = (lax.axis_index(name) for name in ('head', 'batch', 'tile', 'warpgroup'))
   visits, k_start = Visits(ranges, batch, tile), tile * tuning.k_size
+  loading, computing = registers(_WARPGROUPS)
 
   @pl.when(warpgroup == _WARPGROUPS)
   def _():
-    plgpu.set_max_registers(24, action='decrease')
+    plgpu.set_max_registers(loading, action='decrease')
     _load(q_ref, k_ref, v_ref, d_out_ref, rows, arrays, smem, call, tuning, batch, head, k_start, visits)
 
   @pl.when(warpgroup < _WARPGROUPS)
   def _():
-    plgpu.set_max_registers(240, action='increase')
+    plgpu.set_max_registers(computing, action='increase')
     plgpu.barrier_wait(smem.k_loaded.at[0])
     owner = warpgroup if tuning.k_size == _WARPGROUPS * ROWS else 0
     queries = None
@@ -163,12 +165,13 @@ def _load(q_ref, k_ref, v_ref, d_out_ref, rows, arrays, smem, call, tuning, batc
 
 def _write(smem, outputs, batch, kv_head, k_start, owner, gradients):
   place = pl.ds(k_start + owner * ROWS, ROWS)
+  plgpu.commit_smem()  # products that other warps started may still read what is overwritten here
   for name, gradient in gradients.items():
     mine = getattr(smem, name).at[owner]
     mine[...] = gradient.astype(mine.dtype)
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(mine, outputs[name].at[batch, place, kv_head])
-  plgpu.wait_smem_to_gmem(0)
+  plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
 def _accumulate(arrays, smem, call, tuning, batch, kv_head, k_start, visits, owner, queries, wanted):
@@ -206,23 +209,23 @@ def _accumulate(arrays, smem, call, tuning, batch, kv_head, k_start, visits, own
       slope, p = softmax(add(zeros, smem.k.at[mine], smem.q.at[slot], transpose_b=True))
     if queries is not None:
       queries.hand_over(place)
-    carry = carry | {'slot': lax.rem(slot + 1, tuning.stages)}
-    if 'v' in wanted:
-      carry['v'] = add(carry['v'], tile.drop(p).astype(dtype), smem.d_out.at[slot])
-    if 'k' in wanted:
-      if not tuning.ahead:
-        d_p = add(zeros, smem.v.at[mine], smem.d_out.at[slot], transpose_b=True)
-      d_logits = p * (tile.drop(d_p) - tile.of_queries(smem.d_row.at[slot][...]))
-      d_scores = tile.through_softcap(d_logits, slope).astype(dtype)
+    if 'k' in wanted and not tuning.ahead:
+      d_p = add(zeros, smem.v.at[mine], smem.d_out.at[slot], transpose_b=True)
 
-      def multiply(d_k):
-        d_k.add(d_scores, smem.q.at[slot])
+    def multiply(sums):
+      if 'v' in wanted:
+        sums['v'].add(tile.drop(p).astype(dtype), smem.d_out.at[slot])
+      if 'k' in wanted:  # while the product above runs
+        d_logits = p * (tile.drop(d_p) - tile.of_queries(smem.d_row.at[slot][...]))
+        d_scores = tile.through_softcap(d_logits, slope).astype(dtype)
+        sums['k'].add(d_scores, smem.q.at[slot])
         if queries is not None:
           queries.offer(d_scores, place)
-        return ()
+      return ()
 
-      carry['k'], _ = products(multiply, carry['k'], simulated=call.simulated)
-    free(smem.freed.at[slot], read=True)
+    sums, _ = products(multiply, {name: carry[name] for name in wanted}, simulated=call.simulated)
+    carry = sums | {'slot': lax.rem(slot + 1, tuning.stages)}
+    free(smem.freed.at[slot], read=False)  # what loads have read went into products that have ended
     if queries is not None:
       queries.add(place, head, visits.block(n, masked) * ROWS)
     return carry

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.dropout import keep_mask
-from pallas_kernels.hopper_kernel import ROWS, Call
+from pallas_kernels.hopper.kernel import ROWS, Call
 
 LOG2E = math.log2(math.e)
 
@@ -28,7 +28,10 @@ def tile_of_keys(arrays, smem, call, slot, warpgroup, batch, head, q_start, k_st
 def scalars(arrays, head) -> dict:
   """The fields of a tile that are numbers."""
   places = (('slope', 'alibi_slopes', head), ('seed', 'dropout_seed', 0))
-  return {name: arrays[key][place] for name, key, place in places if key in arrays}
+  numbers = {name: arrays[key][place] for name, key, place in places if key in arrays}
+  if 'dropout_offset' in arrays:
+    numbers['offset'] = tuple(arrays['dropout_offset'][n] for n in range(4))
+  return numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Tile:
     bias: ref, of the tile's shape or [keys], or None.
     slope: float32 scalar or None.
     seed: uint32 scalar or None.
+    offset: four uint32 scalars or None.
   """
 
   call: Call
@@ -60,6 +64,7 @@ class Tile:
   bias: Any = None
   slope: Any = None
   seed: Any = None
+  offset: Any = None
 
   @property
   def factor(self) -> float:
@@ -85,6 +90,10 @@ class Tile:
       logits = logits + (bias if bias.ndim == 2 else self._spread(bias, 1 - self.q_axis))
     return (jnp.where(self._visible(), logits, -jnp.inf) if masked else logits), slope
 
+  def loads_with_keys(self, masked: bool) -> bool:
+    """Whether `logits` and `distance` load anything that came with the block of keys, and not products alone."""
+    return self.bias is not None or bool(self.call.tokens) and (masked or self.slope is not None)
+
   def through_softcap(self, gradient, slope):
     """The gradient of scale * scores from that of the soft-capped logits."""
     return gradient if self.call.spec.softcap is None else gradient * slope
@@ -108,7 +117,7 @@ class Tile:
     starts = (self.q_start, self.k_start) if self.q_axis == 0 else (self.k_start, self.q_start)
     places = self._iota(0) + starts[0], fixed + (lane + starts[1])
     q_place, k_place = places if self.q_axis == 0 else places[::-1]
-    return keep_mask(self.seed, self.call.spec.dropout_rate, self.batch, self.head, q_place, k_place)
+    return keep_mask(self.seed, self.call.spec.dropout_rate, self.offset, self.batch, self.head, q_place, k_place)
 
   def _spread(self, x, axis):
     return lax.broadcast_in_dim(x, self.shape, [axis])

@@ -9,8 +9,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper_kernel import ROWS, Call, free, products, transforms
-from pallas_kernels.hopper_tile import Tile, scalars
+from pallas_kernels.hopper.kernel import ROWS, Call, free, products, registers, transforms
+from pallas_kernels.hopper.tile import Tile, scalars
 
 _WARPGROUPS = 2  # that compute, of 64 queries each
 Q_SIZE, K_SIZE = _WARPGROUPS * ROWS, 64
@@ -26,7 +26,7 @@ def gradient(q, k, v, d_out, rows: dict, arrays: dict, visible, call: Call):
     k, v: [batch, padded kv_len, kv_heads, head_dim].
     rows: 'lse' in base 2, +inf where a query sees nothing, and 'd_row', the sum of d_out * out less the gradient of the
       lse: float32 [batch, heads, queries in whole tiles].
-    arrays: the spec's arrays, as `hopper` lays them out.
+    arrays: the spec's arrays, as `attention` lays them out.
     visible: int32 [q_tiles, k_tiles], 1 where some query of the batch sees some key, else 0.
     call: what is static.
   """
@@ -67,6 +67,7 @@ def _kernel(q_ref, k_ref, v_ref, d_out_ref, rows, arrays, visible, d_bias_ref, *
   sizes = call.shapes.batch // batches, call.shapes.heads // heads, q_tiles if length == 1 else 1
   count = sizes[0] * sizes[1] * sizes[2] * (1 if length == 1 else visible[q_tile, k_tile])
   keys = pl.ds(k_tile * K_SIZE, K_SIZE)
+  loading, computing = registers(_WARPGROUPS)
 
   def place(n):
     """Batch, head and first query of the n-th summand."""
@@ -76,7 +77,7 @@ def _kernel(q_ref, k_ref, v_ref, d_out_ref, rows, arrays, visible, d_bias_ref, *
 
   @pl.when(warpgroup == _WARPGROUPS)
   def _():
-    plgpu.set_max_registers(24, action='decrease')
+    plgpu.set_max_registers(loading, action='decrease')
     bias = arrays['bias'].at[first_batch, first_head]
     if length == 1:
       plgpu.copy_gmem_to_smem(bias.at[0, keys], smem.bias, smem.bias_loaded)
@@ -88,14 +89,14 @@ def _kernel(q_ref, k_ref, v_ref, d_out_ref, rows, arrays, visible, d_bias_ref, *
 
   @pl.when(warpgroup < _WARPGROUPS)
   def _():
-    plgpu.set_max_registers(240, action='increase')
+    plgpu.set_max_registers(computing, action='increase')
     plgpu.barrier_wait(smem.bias_loaded)
     mine = smem.d_bias.at[warpgroup]
     mine[...] = _accumulate(arrays, smem, call, count, warpgroup, k_tile * K_SIZE, place)
     plgpu.commit_smem()
     queries = pl.ds(q_tile * Q_SIZE + warpgroup * ROWS, ROWS)
     plgpu.copy_smem_to_gmem(mine, d_bias_ref.at[first_batch, first_head, queries, keys])
-    plgpu.wait_smem_to_gmem(0)
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
 def _load(q_ref, k_ref, v_ref, d_out_ref, rows, arrays, smem, call, count, keys, place):

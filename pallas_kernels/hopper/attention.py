@@ -6,12 +6,16 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import hopper_bias, hopper_decode, hopper_forward, hopper_keys, hopper_queries
 from pallas_kernels.block_map import HIDDEN, block_map
 from pallas_kernels.device import Device, current
-from pallas_kernels.hopper_kernel import ROWS, Call, visible_ranges
-from pallas_kernels.hopper_tile import LOG2E
-from pallas_kernels.hopper_tuning import FORWARD, sizes
+from pallas_kernels.hopper import bias as bias_kernel
+from pallas_kernels.hopper import decode
+from pallas_kernels.hopper import forward as forward_kernel
+from pallas_kernels.hopper import keys as keys_kernel
+from pallas_kernels.hopper import queries as queries_kernel
+from pallas_kernels.hopper.kernel import ROWS, Call, visible_ranges
+from pallas_kernels.hopper.tile import LOG2E
+from pallas_kernels.hopper.tuning import FORWARD, sizes
 from pallas_kernels.sharding import vary_alike
 from pallas_kernels.spec import AttentionSpec, Shapes
 
@@ -39,7 +43,7 @@ def attend(q, k, v, spec: AttentionSpec):
   spec = dataclasses.replace(spec, scale=q.shape[-1] ** -0.5 if spec.scale is None else spec.scale)
   q, k, v, spec = vary_alike((q, k, v, spec))
   core = functools.partial(_attend, interpret=current().interpret)
-  return hopper_decode.attend(core, q, k, v, spec) if hopper_decode.serves(spec, q.shape[1]) else core(q, k, v, spec)
+  return decode.attend(core, q, k, v, spec) if decode.serves(spec, q.shape[1]) else core(q, k, v, spec)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -67,7 +71,7 @@ def _forward(q, k, v, spec, interpret):
   q = _pad(q, tile, call)
   k, v = (_pad(x, tuning.k_size, call) for x in (k, v))
   # The barrier keeps XLA from fusing slices of a stacked result into a second call of the kernel.
-  out, lse = jax.lax.optimization_barrier(hopper_forward.forward(
+  out, lse = jax.lax.optimization_barrier(forward_kernel.forward(
     q, k, v, arrays, jnp.asarray(ranges), call, tuning))
   return vary_alike((out[:, :shapes.q_len], jnp.swapaxes(lse[:, :, :shapes.q_len], 1, 2)), q)
 
@@ -99,7 +103,7 @@ def _d_queries(q, k, v, d_out, rows, spec, call):
   arrays = _arrays(spec, call, tile, tuning.k_size)
   q, d_out = (_pad(x, tile, call) for x in (q, d_out))
   k, v = (_pad(x, tuning.k_size, call) for x in (k, v))
-  d_q, *d_slopes = hopper_queries.gradient(
+  d_q, *d_slopes = queries_kernel.gradient(
     q, k, v, d_out, _pad_rows(rows, tile), arrays, jnp.asarray(ranges), call, tuning)
   return d_q[:, :shapes.q_len], jnp.sum(d_slopes[0][..., :shapes.q_len], axis=(0, 2)) if d_slopes else None
 
@@ -113,19 +117,19 @@ def _d_keys(q, k, v, d_out, rows, spec, call):
     arrays['bias'] = jnp.swapaxes(arrays['bias'], 2, 3)
   q, d_out = (_pad(x, ROWS, call) for x in (q, d_out))
   k, v = (_pad(x, tuning.k_size, call) for x in (k, v))
-  d_k, d_v, d_q = hopper_keys.gradient(
+  d_k, d_v, d_q = keys_kernel.gradient(
     q, k, v, d_out, _pad_rows(rows, ROWS), arrays, jnp.asarray(ranges), call, tuning)
   d_q = d_q if d_q is None else d_q[:, :shapes.q_len].astype(q.dtype)
   return d_k[:, :shapes.kv_len], d_v[:, :shapes.kv_len], d_q
 
 
 def _d_bias(q, k, v, d_out, rows, spec, call):
-  q_size, k_size = hopper_bias.Q_SIZE, hopper_bias.K_SIZE
+  q_size, k_size = bias_kernel.Q_SIZE, bias_kernel.K_SIZE
   visible = jnp.asarray(block_map(spec, call.shapes, q_size, k_size) > HIDDEN).any(0).astype(jnp.int32)
   arrays = _arrays(spec, call, q_size, k_size)
   q, d_out = (_pad(x, q_size, call) for x in (q, d_out))
   k, v = (_pad(x, k_size, call) for x in (k, v))
-  d_bias = hopper_bias.gradient(q, k, v, d_out, _pad_rows(rows, q_size), arrays, visible, call)
+  d_bias = bias_kernel.gradient(q, k, v, d_out, _pad_rows(rows, q_size), arrays, visible, call)
   length = spec.bias.shape[2]
   d_bias = jnp.sum(d_bias, axis=2, keepdims=True) if length == 1 else d_bias[:, :, :length]
   return d_bias[..., :call.shapes.kv_len]
@@ -161,6 +165,8 @@ def _arrays(spec, call, q_size, k_size):
       arrays[name] = getattr(spec, name).astype(jnp.float32)
   if spec.dropout_rate:
     arrays['dropout_seed'] = jnp.asarray(spec.dropout_seed).astype(jnp.uint32).reshape(1)
+    if spec.dropout_offset is not None:
+      arrays['dropout_offset'] = jnp.asarray(spec.dropout_offset).astype(jnp.uint32)
   return arrays
 
 

@@ -67,7 +67,7 @@ class Keys:
 
 KEYS = {
   64: Keys(k_size=128, stages=2, fused=True, ahead=True), 96: Keys(k_size=128, stages=2, fused=True, ahead=True),
-  128: Keys(k_size=128, stages=2, fused=True),
+  128: Keys(k_size=128, stages=2, fused=True, ahead=True),
   192: Keys(k_size=64, stages=2), 256: Keys(k_size=64, stages=2),
 }
 KEYS_RICH = {size: dataclasses.replace(sizes, k_size=64, fused=False, ahead=False) for size, sizes in KEYS.items()}

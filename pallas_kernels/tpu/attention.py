@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from pallas_kernels.device import Device, current
 from pallas_kernels.sharding import vary_alike
 from pallas_kernels.spec import AttentionSpec, Shapes
-from pallas_kernels.tpu_backward import backward
-from pallas_kernels.tpu_forward import forward
-from pallas_kernels.tpu_tile import Call
-from pallas_kernels.tpu_tuning import tuning
+from pallas_kernels.tpu.backward import backward
+from pallas_kernels.tpu.forward import forward
+from pallas_kernels.tpu.tile import Call
+from pallas_kernels.tpu.tuning import tuning
 
 _DTYPES = (jnp.float32, jnp.bfloat16)
 _LARGEST_HEAD_DIM = 256

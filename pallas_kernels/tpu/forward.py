@@ -1,12 +1,12 @@
 """Forward pass on TPU: one kernel, an online softmax over the visible keys of each block of queries.
 
-Shapes in names as in tpu_tile.py.
+Shapes in names as in tile.py.
 """
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.tpu_tile import Call, dot, run, walk_queries
+from pallas_kernels.tpu.tile import Call, dot, run, walk_queries
 
 
 def forward(q, k, v, call: Call):

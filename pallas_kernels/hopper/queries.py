@@ -1,4 +1,4 @@
-"""The gradient of the queries on Hopper, where `hopper_keys` leaves it.
+"""The gradient of the queries on Hopper, where `keys` leaves it.
 
 As in the forward kernel, a warpgroup owns 64 queries and visits blocks of keys.
 """
@@ -12,7 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper_kernel import (
+from pallas_kernels.hopper.kernel import (
   ROWS,
   Call,
   Visits,
@@ -20,11 +20,12 @@ from pallas_kernels.hopper_kernel import (
   free,
   load_keys,
   products,
+  registers,
   scratch_of_keys,
   transforms,
 )
-from pallas_kernels.hopper_tile import tile_of_keys
-from pallas_kernels.hopper_tuning import Queries
+from pallas_kernels.hopper.tile import tile_of_keys
+from pallas_kernels.hopper.tuning import Queries
 
 
 def gradient(q, k, v, d_out, rows: dict, arrays: dict, ranges, call: Call, tuning: Queries):
@@ -35,7 +36,7 @@ def gradient(q, k, v, d_out, rows: dict, arrays: dict, ranges, call: Call, tunin
     k, v: [batch, padded kv_len, kv_heads, head_dim].
     rows: 'lse' in base 2, +inf where a query sees nothing, and 'd_row', the sum of d_out * out less the gradient of the
       lse: float32 [batch, heads, queries of all tiles].
-    arrays: the spec's arrays, as `hopper` lays them out.
+    arrays: the spec's arrays, as `attention` lays them out.
     ranges: int32 [batch or 1, q_tiles, 5], from `visible_ranges`.
     call: what is static.
     tuning: sizes of blocks and stages.
@@ -73,15 +74,16 @@ def _kernel(q_ref, k_ref, v_ref, d_out_ref, rows, arrays, ranges, d_q_ref, *d_sl
   tile = q_tiles - 1 - lax.axis_index('tile')  # of causal attention the longest first
   visits = Visits(ranges, batch, tile)
   q_start = tile * (tuning.warpgroups * ROWS)
+  loading, computing = registers(tuning.warpgroups)
 
   @pl.when(warpgroup == tuning.warpgroups)
   def _():
-    plgpu.set_max_registers(24, action='decrease')
+    plgpu.set_max_registers(loading, action='decrease')
     load_keys(k_ref, v_ref, arrays, smem, call, batch, head, q_start, visits)
 
   @pl.when(warpgroup < tuning.warpgroups)
   def _():
-    plgpu.set_max_registers(240, action='increase')
+    plgpu.set_max_registers(computing, action='increase')
     start = q_start + warpgroup * ROWS
     place, ready = pl.ds(start, ROWS), smem.q_loaded.at[warpgroup]
     for ref, to in ((q_ref, smem.q), (d_out_ref, smem.d_out)):
@@ -99,7 +101,7 @@ def _kernel(q_ref, k_ref, v_ref, d_out_ref, rows, arrays, ranges, d_q_ref, *d_sl
     plgpu.copy_smem_to_gmem(smem.q.at[warpgroup], d_q_ref.at[batch, place, head])
     if d_slopes:
       plgpu.copy_smem_to_gmem(smem.lse.at[warpgroup], d_slopes[0].at[batch, head, place])
-    plgpu.wait_smem_to_gmem(0)
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
 def _accumulate(arrays, smem, call, tuning, batch, head, warpgroup, q_start, visits):
@@ -133,7 +135,7 @@ def _accumulate(arrays, smem, call, tuning, batch, head, warpgroup, q_start, vis
       d_slope = d_slope - jnp.sum(d_logits * tile.distance(), axis=1)
     d_scores = tile.through_softcap(d_logits, slope).astype(dtype)
     d_q = add_product(d_q, d_scores, smem.k.at[slot], simulated=call.simulated)
-    free(smem.k_freed.at[slot], read=bool(call.tokens) or 'bias' in arrays)
+    free(smem.k_freed.at[slot], read=tile.loads_with_keys(masked))
     return d_q, d_slope
 
   carry = jnp.zeros((ROWS, call.shapes.head_dim), jnp.float32), jnp.zeros((ROWS,), jnp.float32)

@@ -21,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.block_map import HIDDEN, PARTLY, WHOLLY, block_map, index_map, visible_blocks
 from pallas_kernels.dropout import keep_mask
 from pallas_kernels.spec import AttentionSpec, Shapes
-from pallas_kernels.tpu_tuning import Blocks
+from pallas_kernels.tpu.tuning import Blocks
 
 _KIND_BITS = 2  # of a table's entry, which is block << 2 | kind; kind HIDDEN: nothing to do
 
@@ -102,6 +102,8 @@ class Call:
     if self.spec.dropout_rate:
       seed = jnp.asarray(self.spec.dropout_seed).astype(jnp.uint32)
       numbers['dropout_seed'] = lax.bitcast_convert_type(seed, jnp.int32)[None]
+      if self.spec.dropout_offset is not None:
+        numbers['dropout_offset'] = jnp.asarray(self.spec.dropout_offset).astype(jnp.int32)
     return numbers
 
 
@@ -289,8 +291,9 @@ class Tile:
     """Returns x with dropped places zeroed; whoever calls scales the others up."""
     if not self.call.spec.dropout_rate:
       return x
+    offset = [self.refs['dropout_offset'][n] for n in range(4)] if 'dropout_offset' in self.refs else None
     place = (self.batch, self.head, self._q_place(), self._k_index())
-    return jnp.where(keep_mask(self.refs['dropout_seed'][0], self.call.spec.dropout_rate, *place), x, 0)
+    return jnp.where(keep_mask(self.refs['dropout_seed'][0], self.call.spec.dropout_rate, offset, *place), x, 0)
 
   def _q_place(self):
     return self.q_start + lax.broadcasted_iota(jnp.int32, (1, self.call.blocks.q), 1)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from pallas_kernels.spec import AttentionSpec
 
 _LONGEST = 8  # queries
-_BLOCKS = 264  # of threads: two for each of the 132 multiprocessors of an H100 or H200
+_BLOCKS = 132  # of threads: one for each multiprocessor of an H100 or H200, whose registers it fills
 _SHORTEST_PART = 256  # keys
 
 
@@ -66,6 +66,6 @@ def _logsumexp(lse, sinks):
 
 
 def _parts(rows, kv_len):
-  """Into how many equal parts of whole groups of 8 keys to split, for about two blocks of threads a multiprocessor."""
+  """Into how many equal parts of whole groups of 8 keys to split, for about a block of threads a multiprocessor."""
   wanted = max(1, min(_BLOCKS // rows, kv_len // _SHORTEST_PART))
   return next(n for n in range(wanted, 0, -1) if n == 1 or kv_len % (8 * n) == 0)

@@ -1,12 +1,12 @@
 """Backward pass on TPU, from probabilities computed again: kernels for d_q, for d_k and d_v, and for the bias.
 
 Each is a call of its own, so that one whose result nobody uses is left out by the compiler. Shapes in names as in
-tpu_tile.py.
+tile.py.
 """
 
 import jax.numpy as jnp
 
-from pallas_kernels.tpu_tile import Call, dot, run, walk_bias, walk_keys, walk_queries
+from pallas_kernels.tpu.tile import Call, dot, run, walk_bias, walk_keys, walk_queries
 
 
 def backward(q, k, v, d_out, lse, d_row, call: Call):

@@ -251,7 +251,10 @@ class Tile:
     batch = places['b'][:, None, None, None, None]
     heads = groups * places['n'][:, None, None, None] + jnp.arange(groups)[:, None]
     keys = places['k'][:, None, None]
-    keep = keep_mask(self.spec.dropout_seed, self.spec.dropout_rate, batch, heads, places['q'], keys)
+    place = (batch, heads, places['q'], keys)
+    if self.spec.dropout_offset is not None:
+      place = [x + first for x, first in zip(place, self.spec.dropout_offset)]
+    keep = keep_mask(self.spec.dropout_seed, self.spec.dropout_rate, *place)
     return jnp.where(keep, x * (1 / (1 - self.spec.dropout_rate)), 0)
 
   @property

@@ -20,11 +20,15 @@ from pallas_kernels.sharding import vary_alike
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-  """An array that a call returns: that of argument `like`, in another shape of the same rank, and in another dtype."""
+  """An array that a call returns: that of argument `like`, in another shape of the same rank, and in another dtype.
+
+  `equal_over` are mesh axes over which it does not differ although arguments do, inside `jax.shard_map`.
+  """
 
   like: int
   shape: tuple[int, ...]
   dtype: np.dtype
+  equal_over: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +77,12 @@ mlir.register_lowering(kernel_p, mlir.lower_fun(lambda *arrays, call, outputs: c
 @kernel_p.def_abstract_eval
 def _abstract_eval(*avals, call, outputs):
   del call
-  return [avals[output.like].update(shape=output.shape, dtype=output.dtype, weak_type=False) for output in outputs]
+  results = []
+  for output in outputs:
+    aval = avals[output.like]
+    varies = aval.manual_axis_type.update(varying=aval.manual_axis_type.varying - {*output.equal_over})
+    results.append(aval.update(shape=output.shape, dtype=output.dtype, weak_type=False, manual_axis_type=varies))
+  return results
 
 
 def _jvp(primals, tangents, *, call, outputs):

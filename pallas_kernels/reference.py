@@ -33,6 +33,8 @@ def attend(q, k, v, spec: AttentionSpec):
   probabilities = jnp.where(visible, jnp.exp(jnp.where(visible, logits, 0) - jnp.where(jnp.isfinite(lse), lse, 0)), 0)
   if spec.dropout_rate:
     place = jnp.meshgrid(*(jnp.arange(n) for n in logits.shape), indexing='ij', sparse=True)
+    if spec.dropout_offset is not None:
+      place = [x + first for x, first in zip(place, spec.dropout_offset)]
     keep = keep_mask(spec.dropout_seed, spec.dropout_rate, *place)
     probabilities = jnp.where(keep, probabilities / (1 - spec.dropout_rate), 0)
   out = jnp.einsum('bhqk,bkhd->bqhd', probabilities, v, precision=highest)

@@ -21,6 +21,7 @@ class Shapes:
 _STATIC = ('scale', 'causal', 'window', 'softcap', 'dropout_rate')
 _ARRAYS = (
   'q_segment_ids', 'kv_segment_ids', 'q_order', 'kv_order', 'alibi_slopes', 'bias', 'sinks', 'dropout_seed',
+  'dropout_offset',
 )
 
 
@@ -50,6 +51,8 @@ class AttentionSpec:
     bias: float [batch or 1, heads or 1, q_len or 1, kv_len]. Differentiable.
     sinks: float [heads], logit of an extra key without value (attention sink). Differentiable.
     dropout_seed: int or uint32 scalar; equal seeds drop equal places.
+    dropout_offset: int or uint32 [4], the place of this call's first batch row, head, query and key in a larger one of
+      which it is a part; None = zeros. Parts drop what the whole would.
   """
 
   scale: float | None = dataclasses.field(default=None, metadata={'static': True})
@@ -65,6 +68,7 @@ class AttentionSpec:
   bias: jax.Array | None = None
   sinks: jax.Array | None = None
   dropout_seed: jax.Array | None = None
+  dropout_offset: jax.Array | None = None
 
 
 def check(q, k, v, spec: AttentionSpec) -> Shapes:
@@ -107,7 +111,7 @@ def _check_arrays(spec, shapes):
   queries, keys, heads = (shapes.batch, shapes.q_len), (shapes.batch, shapes.kv_len), (shapes.heads,)
   expected = {
     'q_segment_ids': queries, 'kv_segment_ids': keys, 'q_order': queries, 'kv_order': keys,
-    'alibi_slopes': heads, 'sinks': heads, 'dropout_seed': (),
+    'alibi_slopes': heads, 'sinks': heads, 'dropout_seed': (), 'dropout_offset': (4,),
   }
   for name, shape in expected.items():
     array = getattr(spec, name)
@@ -116,7 +120,7 @@ def _check_arrays(spec, shapes):
   for first, second in (('q_segment_ids', 'kv_segment_ids'), ('q_order', 'kv_order')):
     if (getattr(spec, first) is None) != (getattr(spec, second) is None):
       raise ValueError(f'{first} and {second} come together; for self-attention pass the same array as both')
-  integers = ('q_segment_ids', 'kv_segment_ids', 'q_order', 'kv_order', 'dropout_seed')
+  integers = ('q_segment_ids', 'kv_segment_ids', 'q_order', 'kv_order', 'dropout_seed', 'dropout_offset')
   for name in integers + ('alibi_slopes', 'sinks', 'bias'):
     array = getattr(spec, name)
     kind = jnp.integer if name in integers else jnp.floating

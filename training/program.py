@@ -80,9 +80,9 @@ def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device
                                 abstract_state, shardings)
   return Program(model, mesh, lengths, abstract_state,
                  init=jax.jit(create_state, out_shardings=shardings),
-                 step=parallel.compile_step(step, mesh, shardings),
+                 step=parallel.compile_step(step, mesh, shardings, config.zero_stage),
                  evaluate=parallel.compile_evaluation(lambda params, batch: loss(params, batch, None)[1], mesh,
-                                                      param_shardings))
+                                                      param_shardings, config.zero_stage))
 
 
 def resolve_lengths(config, epoch_steps: float | None = None) -> Lengths:

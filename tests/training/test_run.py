@@ -184,7 +184,8 @@ def test_gradients_over_a_mesh_leaf_by_leaf(make_config, changes):
     loss = objectives.loss(config.objective, compiled.model)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, compiled.abstract_state.params)
     gradient = parallel.compile_evaluation(
-      lambda params, batch: jax.grad(loss, has_aux=True)(params, batch, None)[0], compiled.mesh, shardings
+      lambda params, batch: jax.grad(loss, has_aux=True)(params, batch, None)[0], compiled.mesh, shardings,
+      config.zero_stage
     )
     return jax.tree.leaves(gradient(compiled.init().params, random_batch(0)))
 

@@ -118,6 +118,25 @@ def _cond(rewriter, eqn, inputs, flowing, path, scope):
   return bodies[0].values(outputs)
 
 
+def _shard_map(rewriter, eqn, inputs, flowing, path, scope):
+  params = eqn.params
+  body = _Body(rewriter, params['jaxpr'], inputs, _flows(eqn.outvars, flowing), path)
+  with jax.named_scope(scope):
+    run = jax.shard_map(lambda *parts: tuple(body(*parts)), mesh=params['mesh'], in_specs=params['in_specs'],
+                        out_specs=params['out_specs'], axis_names=params['newly_manual_axes'],
+                        check_vma=params['check_vma'])
+    return body.values(run(*_exact(inputs, eqn.invars)))
+
+
+def _kernel(rewriter, eqn, inputs, flowing, path, scope):
+  call, arrays = eqn.params['call'], [kept(value, var) for value, var in zip(inputs, eqn.invars)]
+  operands = arrays[:call.num_operands]
+  if any(x.dtype == jnp.bfloat16 for x in operands):
+    operands = [x.astype(jnp.bfloat16) for x in operands]
+  with jax.named_scope(scope):
+    return call(*operands, *arrays[call.num_operands:])
+
+
 def _custom_vjp(rewriter, eqn, inputs, flowing, path, scope):
   with jax.named_scope(scope):
     return custom.call_again(eqn, [kept(value, var) for value, var in zip(inputs, eqn.invars)])
@@ -130,7 +149,7 @@ def _custom_jvp(rewriter, eqn, inputs, flowing, path, scope):
 
 _HANDLERS = {'jit': _inline, 'pjit': _inline, 'closed_call': _inline, 'core_call': _inline, 'eval_jaxpr': _inline,
              'remat2': _remat, 'checkpoint': _remat, 'scan': _scan, 'while': _while, 'cond': _cond,
-             'custom_vjp_call': _custom_vjp}
+             'custom_vjp_call': _custom_vjp, 'shard_map': _shard_map, 'kernel': _kernel}
 
 
 def handler(eqn):

@@ -10,7 +10,7 @@ ELEMENTWISE = _LINEAR_ELEMENTWISE | {
     'reduce_precision', 'rem', 'round', 'rsqrt', 'sign', 'sin', 'sinh', 'sqrt', 'square', 'stop_gradient', 'tan',
     'tanh', 'xor'}
 
-_LINEAR_MOVEMENT = frozenset({'broadcast_in_dim', 'concatenate', 'expand_dims', 'pad', 'reshape', 'rev',
+_LINEAR_MOVEMENT = frozenset({'broadcast_in_dim', 'concatenate', 'expand_dims', 'pad', 'pvary', 'reshape', 'rev',
                               'sharding_constraint', 'slice', 'split', 'squeeze', 'transpose', 'unstack'})
 
 # Rearrange elements without computing.
@@ -19,7 +19,7 @@ MOVEMENT = _LINEAR_MOVEMENT | {'dynamic_slice', 'dynamic_update_slice', 'gather'
 _LINEAR = _LINEAR_ELEMENTWISE | _LINEAR_MOVEMENT | {'reduce_sum'}
 
 # Take activations as they are kept, in bfloat16.
-CONSUMERS = frozenset(['dot_general', 'custom_vjp_call'])
+CONSUMERS = frozenset(['dot_general', 'custom_vjp_call', 'kernel'])
 
 
 def is_linear(eqn) -> bool:

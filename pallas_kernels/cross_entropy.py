@@ -188,7 +188,11 @@ def _losses(logits_VxBxL, labels, terms):
           jnp.sum(before_VxBxL.astype(dtype), axis=0)]
   if terms.label_smoothing:
     sums.append(jnp.sum(logits_VxBxL, axis=0))
-  total, label_logit, before, *rest = lax.psum(jnp.stack(sums), axes) if axes else sums
+  if axes:
+    # Labels come typed as differing between parts; a sum is known to be equal.
+    *sums, counting = lax.psum(jnp.stack([*sums, counted.astype(dtype)]), axes)
+    counted = counting > 0
+  total, label_logit, before, *rest = sums
   lse = maximum + jnp.log(total)
   nll = lse - label_logit
   loss = nll + terms.z_loss * lse**2

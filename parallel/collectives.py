@@ -46,8 +46,9 @@ def collectives(text: str) -> list[Collective]:
       if kind not in KINDS:
         continue
       taken = sum(_bytes(types.get(operand, '')) for operand in _operands(rest))
-      # The result of a start is a pair of what it takes and what it will give, but for an all-reduce.
-      given = _bytes(type_) - (taken if opcode != kind and kind != 'all-reduce' else 0)
+      # The result of a start is a pair of what it takes and what it will give; of an all-reduce it may be the latter.
+      paired = opcode != kind and (kind != 'all-reduce' or type_.startswith('(('))
+      given = _bytes(type_) - (taken if paired else 0)
       scope = re.search(r'op_name="([^"]*)"', rest)
       found.append(Collective(kind, max(taken, given), loops[name], scope.group(1) if scope else ''))
   return found

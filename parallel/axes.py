@@ -45,9 +45,10 @@ class _Layout:
   on_device: bool = False  # inside a function that runs on each device's part
 
   def spec(self, axes: Axes | Stored | None) -> PartitionSpec:
-    if isinstance(axes, Stored):
-      return self.parameter_spec(axes.axes)
-    return self.activation_spec(axes or ())
+    """How the mesh splits an array, without mesh axes of size 1, over which a reduction would still be a copy."""
+    spec = self.parameter_spec(axes.axes) if isinstance(axes, Stored) else self.activation_spec(axes or ())
+    large = (tuple(name for name in _names(entry) if self.mesh.shape[name] > 1) for entry in spec)
+    return PartitionSpec(*(names or None for names in large))
 
 
 _active = contextvars.ContextVar('activation_sharding', default=None)

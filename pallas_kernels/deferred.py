@@ -87,14 +87,43 @@ def _abstract_eval(*avals, call, outputs):
 
 def _jvp(primals, tangents, *, call, outputs):
   del outputs
-  moving = [not isinstance(tangent, ad.Zero) for tangent in tangents]
+  moves = [not isinstance(tangent, ad.Zero) for tangent in tangents]
+  moving, moving_tangents = ([x for x, keep in zip(values, moves) if keep] for values in (primals, tangents))
+  results, pullback = _pullback(call, moves, primals)
 
-  def of_moving(*arrays):
-    arrays = iter(arrays)
-    return call(*(next(arrays) if moves else primal for primal, moves in zip(primals, moving)))
+  @jax.custom_vjp
+  def known(results, pullback, *moving):
+    del pullback, moving
+    return results
 
-  chosen = [[x for x, moves in zip(values, moving) if moves] for values in (primals, tangents)]
-  return jax.jvp(of_moving, *chosen)
+  known.defvjp(lambda results, pullback, *moving: (results, pullback),
+               lambda pullback, cotangents: (None, None, *pullback(cotangents)))
+  return jax.jvp(lambda *moving: known(results, pullback, *moving), moving, moving_tangents)
+
+
+def _pullback(call, moves, primals):
+  """As `jax.vjp` of the call in the arguments that move, but evaluated in one piece.
+
+  JAX evaluates the derivative of a primitive piecewise, and would take out of a loop whatever does not change in it:
+  arrays as large as a chunk's logits that hold an index or a constant. Functions with derivatives of their own it
+  leaves whole, so the pair is one.
+  """
+  structures = []
+
+  def forward(*primals):
+    def of_moving(*moving):
+      moving = iter(moving)
+      return call(*(next(moving) if keep else primal for primal, keep in zip(primals, moves)))
+
+    results, pullback = jax.vjp(of_moving, *(primal for primal, keep in zip(primals, moves) if keep))
+    leaves, structure = jax.tree.flatten(pullback)
+    structures.append(structure)
+    return results, leaves
+
+  whole = jax.custom_vjp(forward)
+  whole.defvjp(lambda *primals: jax.vjp(forward, *primals), lambda pullback, cotangents: pullback(cotangents))
+  results, leaves = whole(*primals)
+  return results, jax.tree.unflatten(structures[0], leaves)
 
 
 ad.primitive_jvps[kernel_p] = _jvp

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.extend import core
 
-from pallas_kernels import AttentionSpec, Device, attention, linear_cross_entropy, target
+from pallas_kernels import AttentionSpec, Device, attention, cross_entropy, linear_cross_entropy, target
 from pallas_kernels.deferred import Output, defer, kernel_p
 from pallas_kernels.sharding import vary_alike
 
@@ -81,6 +81,8 @@ TRANSFORMATIONS = {
   'grad of one argument': lambda total: jax.grad(total, 1),
   'jit of grad': lambda total: jax.jit(jax.grad(total, (0, 1))),
   'vmap': lambda total: lambda x, w, ids: jax.vmap(total, (0, None, 0))(x[:, None], w, ids[:, None]),
+  'jit of vmap': lambda total: jax.jit(
+    lambda x, w, ids: jax.vmap(total, (0, None, 0))(x[:, None], w, ids[:, None])),
   'grad of vmap': lambda total: jax.grad(
     lambda x, w, ids: jnp.sum(jax.vmap(total, (0, 2, None))(x.reshape(2, 4, 4), jnp.stack([w, 2 * w], 2), ids[:4])),
     (0, 1)),
@@ -104,10 +106,14 @@ def test_a_transformation_gives_what_it_gives_of_the_function(name):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
+def _equations(jaxpr, name):
+  """The equations of a primitive, also inside of other equations."""
+  return [eqn for eqn in jaxpr.eqns if eqn.primitive.name == name] + [
+    found for eqn in jaxpr.eqns for inner in core.jaxprs_in_params(eqn.params) for found in _equations(inner, name)]
+
+
 def _kernels(jaxpr):
-  """Kernel equations, also inside of other equations."""
-  return [eqn for eqn in jaxpr.eqns if eqn.primitive is kernel_p] + [
-    found for eqn in jaxpr.eqns for inner in core.jaxprs_in_params(eqn.params) for found in _kernels(inner)]
+  return _equations(jaxpr, kernel_p.name)
 
 
 def test_a_caller_holds_one_equation_and_the_function_is_not_called_until_it_is_evaluated():
@@ -173,3 +179,13 @@ def test_outputs_differ_over_the_mesh_axes_that_arguments_differ_over():
   expected = jax.grad(lambda x, w: jnp.sum(x @ w), (0, 1))(X, W)
   for one, other in zip(gradient, expected):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_loop_inside_takes_no_array_that_it_could_make_itself(monkeypatch):
+  monkeypatch.setitem(cross_entropy._CHUNKS, 'cpu', cross_entropy._Chunk(logits=64, tokens=4))
+  total = lambda *inputs: linear_cross_entropy(*inputs).total
+  closed = jax.make_jaxpr(jax.grad(total, (0, 1)))(jnp.zeros((2, 8, 4)), jnp.zeros((24, 4)), jnp.zeros((2, 8), int))
+  loop, = _equations(closed.jaxpr, 'scan')
+  vocab, batch, chunk = 24, 2, 2
+  assert (4, batch, chunk) in [var.aval.shape for var in loop.invars]  # labels, as chunks
+  assert not [var.aval for var in loop.invars if var.aval.shape == (vocab, batch, chunk)]

@@ -86,9 +86,10 @@ def table(about: dict, found: list[Collective]) -> str:
   """Markdown: the program in a line, then its collectives."""
   memory = about['bytes_per_device']
   line = (f'{about["parameters"] / 1e9:.2f}B parameters on {about["devices"]} H200s, zero_stage {about["zero_stage"]}, '
-          f'{about["precision"]}, {about["batch_tokens"]:,} tokens in {about["accumulation_steps"]} microbatches. Each '
-          f'device: arguments {memory["arguments"] / _GIB:.2f} GiB, temporaries {memory["temporaries"] / _GIB:.2f} GiB, '
-          f'{about["mosaic_kernels"]} calls of Mosaic kernels. MiB and GiB are those of the larger side on one device.')
+          f'{about["precision"]}, {about["batch_tokens"]:,} tokens in {about["accumulation_steps"]} microbatches. '
+          f'Each device: arguments {memory["arguments"] / _GIB:.2f} GiB, temporaries '
+          f'{memory["temporaries"] / _GIB:.2f} GiB, {about["mosaic_kernels"]} calls of Mosaic kernels. MiB and GiB are '
+          'those of the larger side on one device.')
   return f'{line}\n\n{common.markdown_table(_HEADERS, rows(found))}'
 
 

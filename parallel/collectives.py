@@ -78,12 +78,13 @@ def _split_type(text):
 
 
 def _operands(rest):
+  """The names between the first parenthesis and the one that closes it."""
   depth = 0
   for place, letter in enumerate(rest):
     depth += (letter == '(') - (letter == ')')
     if letter == ')' and depth == 0:
-      break
-  return re.findall(r'%([\w.-]+)', rest[:place])
+      return re.findall(r'%([\w.-]+)', rest[:place])
+  return []
 
 
 def _bytes(type_) -> int:

@@ -29,16 +29,26 @@ def add_arguments(parser) -> None:
   parser.add_argument('--out', metavar='DIR', type=pathlib.Path, default=common.RESULTS, help='where results go')
   parser.add_argument('--dry_run', action='store_true', help='all of it on the CPU, tiny; times mean nothing')
   parser.add_argument('--compile_only', action='store_true', help='only compile, for an H200 that need not be there')
+  add_target_config(parser)
+
+
+def add_target_config(parser) -> None:
+  """Adds --target_config, by default $MESHLM_GPU_TARGET."""
   parser.add_argument('--target_config', metavar='PATH', default=os.environ.get('MESHLM_GPU_TARGET'),
                       help='the H200 as XLA describes it; default: $MESHLM_GPU_TARGET or ../shared/aot/h200.txtpb')
+
+
+def stay_off_gpu() -> None:
+  """Makes JAX use the CPU only; before the first use of a device."""
+  # The CUDA plugin reads the variable and then asks for no driver.
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  jax.config.update('jax_platforms', 'cpu')
 
 
 def choose_platform(arguments) -> None:
   """Stays off the GPU where nothing is to be run on it; before the first use of a device."""
   if arguments.dry_run or arguments.compile_only:
-    # The CUDA plugin reads the variable and then asks for no driver.
-    os.environ['JAX_PLATFORMS'] = 'cpu'
-    jax.config.update('jax_platforms', 'cpu')
+    stay_off_gpu()
     return
   jax.config.update('jax_platforms', with_cpu(jax.config.jax_platforms))
   if jax.default_backend() != 'gpu':
@@ -131,11 +141,12 @@ def normal(shape, dtype, seed: int) -> jax.Array:
   return jax.jit(lambda key: jax.random.normal(key, shape, jnp.float32).astype(dtype))(jax.random.key(seed))
 
 
-def topology(target_config: str | None) -> list:
-  """The devices, one H200, that programs can be compiled for without being there.
+def topology(target_config: str | None, shape: str = '1x1x1') -> list:
+  """The devices, H200s, that programs can be compiled for without being there.
 
   Args:
     target_config: file with XLA's GpuTargetConfigProto; None: ../shared/aot/h200.txtpb beside the repository.
+    shape: 'slices x hosts x GPUs of a host', without spaces.
 
   Raises:
     SystemExit: the file is not there.
@@ -145,7 +156,7 @@ def topology(target_config: str | None) -> list:
     raise SystemExit(f'{path} does not exist; --target_config=PATH or MESHLM_GPU_TARGET=PATH names the target')
   jax.devices()  # loads the CUDA plugin
   return topologies.get_topology_desc(
-    platform='cuda', topology_name='h200', target_config=path.read_text(), topology='1x1x1').devices
+    platform='cuda', topology_name='h200', target_config=path.read_text(), topology=shape).devices
 
 
 def struct(devices, shape, dtype) -> jax.ShapeDtypeStruct:

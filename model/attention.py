@@ -1,10 +1,13 @@
 """Attention with many, grouped or one key head. L queries, S keys, D embed, H heads, G kv_heads, K head_dim."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 
 from model import layers
 from model import positions as pos
-from pallas_kernels import attention
+from pallas_kernels import AttentionSpec, attention
 from parallel import axes as ax
 
 
@@ -55,7 +58,7 @@ class Attention(layers.Module):
         cache = k, v = tuple(jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), context.length, axis=1)
                              for old, new in zip(cache, (k, v)))
     spec = context.spec(window=self.window, dropout_rate=self.dropout_rate, key=key)
-    attended = attention(q, k, v, spec, implementation=self.implementation)
+    attended = attend(q, k, v, spec, self.implementation)
     return self.out(attended), cache
 
 
@@ -67,3 +70,28 @@ def _placed(x, norm, rotation):
       x = pos.rotate(x, rotation)
   return x
 
+
+def attend(q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, spec: AttentionSpec, implementation: str):
+  """`attention` on each device's batch rows and heads; dropout is that of the whole call, however it is split."""
+  queries, keys = (ax.BATCH, ax.LENGTH, ax.HEADS, ax.HEAD_DIM), (ax.BATCH, ax.LENGTH, ax.KV_HEADS, ax.HEAD_DIM)
+
+  def on_device(q, k, v, spec):
+    if spec.dropout_rate:
+      zero = jnp.int32(0)
+      first = (ax.offset(ax.BATCH, q.shape[0]), ax.offset(ax.HEADS, q.shape[2]), zero, zero)
+      spec = dataclasses.replace(spec, dropout_offset=jnp.stack(first))
+    return attention(q, k, v, spec, implementation=implementation)
+
+  on_devices = ax.on_each_device(on_device, (queries, keys, keys, _spec_axes(spec)), queries)
+  return on_devices(q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, spec)
+
+
+def _spec_axes(spec):
+  """Logical axes of the arrays of a spec, in its place; those of length 1 broadcast and are whole on every device."""
+  axes = dict.fromkeys(('q_segment_ids', 'kv_segment_ids', 'q_order', 'kv_order'), (ax.BATCH, ax.LENGTH))
+  axes |= dict.fromkeys(('alibi_slopes', 'sinks'), (ax.HEADS,))
+  if spec.bias is not None:
+    names = (ax.BATCH, ax.HEADS, ax.LENGTH, ax.LENGTH)
+    axes['bias'] = tuple(name if size > 1 else None for name, size in zip(names, spec.bias.shape))
+  arrays = [field.name for field in dataclasses.fields(spec) if not field.metadata.get('static')]
+  return dataclasses.replace(spec, **{name: axes.get(name) for name in arrays})

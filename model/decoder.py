@@ -135,9 +135,17 @@ class Decoder:
 
   def cross_entropy(self, params, hidden_BxLxD, labels_BxL, label_smoothing=0.0, z_loss=0.0) -> CrossEntropy:
     """Head and cross-entropy in one, without ever holding all logits; negative labels are ignored."""
+    rows, table = (ax.BATCH, ax.LENGTH), ax.Stored((ax.VOCAB, ax.EMBED))
+
+    def on_device(hidden, kernel, labels):
+      result = linear_cross_entropy(
+          hidden, kernel, labels, label_smoothing=label_smoothing, z_loss=z_loss,
+          axis_name=ax.stored_over(ax.VOCAB), embed_axis_name=ax.stored_over(ax.EMBED))
+      return result._replace(total=ax.sum_over(ax.BATCH, result.total))
+
+    on_devices = ax.on_each_device(on_device, ((*rows, ax.EMBED), table, rows), CrossEntropy((), rows, rows))
     with jax.named_scope('head'):
-      return linear_cross_entropy(hidden_BxLxD, self.head_kernel(params), labels_BxL,
-                                  label_smoothing=label_smoothing, z_loss=z_loss)
+      return on_devices(hidden_BxLxD, self.head_kernel(params), labels_BxL)
 
   def unstacked(self, params) -> dict:
     """The parameters with one tree a repeat: what a decode loop should hold."""

@@ -1,5 +1,6 @@
 """Head and cross-entropy in one: the loss of hidden states under a linear head, without [tokens, vocab] in float32."""
 
+import dataclasses
 import functools
 import typing
 
@@ -9,6 +10,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.deferred import Output, defer
+from pallas_kernels.device import current
 from pallas_kernels.sharding import vary_alike
 
 
@@ -26,15 +28,35 @@ class CrossEntropy(typing.NamedTuple):
   correct: jax.Array
 
 
-_CHUNK_LOGITS = 1 << 22  # logits of a chunk, 16 MiB of float32, but
-_CHUNK_TOKENS = 256  # no fewer tokens than this: each chunk adds a [vocab, embed] gradient to the sum
+class _Chunk(typing.NamedTuple):
+  logits: int  # of a chunk, in float32, but
+  tokens: int  # no fewer tokens than this: each chunk adds a [vocab, embed] gradient to the sum
 
 
-def linear_cross_entropy(hidden, kernel, labels, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> CrossEntropy:
+# On a CPU a chunk should stay in its cache; elsewhere it should keep the whole device busy and fit its memory.
+_CHUNKS = {'cpu': _Chunk(1 << 22, 256), 'gpu': _Chunk(1 << 28, 1024), 'tpu': _Chunk(1 << 27, 1024)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Terms:
+  label_smoothing: float
+  z_loss: float
+  vocab_axes: tuple[str, ...]
+  embed_axes: tuple[str, ...]
+  chunk: _Chunk
+
+
+def linear_cross_entropy(hidden, kernel, labels, *, label_smoothing: float = 0.0, z_loss: float = 0.0,
+                         axis_name=None, embed_axis_name=None) -> CrossEntropy:
   """Cross-entropy of the logits hidden @ kernel.T, a chunk of the length at a time.
 
   When differentiated, both gradients are formed in the forward pass while a chunk's logits are at hand (Hsu et al.
   2024, Liger Kernel); the backward pass only scales them.
+
+  Over several devices it belongs inside `jax.shard_map`, each device with its own tokens: the gradient of the kernel is
+  then summed on each device and reduced over them once, after the last chunk. The axis names are those of the mesh that
+  split the kernel. A vocabulary in parts (Shoeybi et al. 2019, Megatron-LM, section 3) costs two reductions of a few
+  numbers a token in each chunk.
 
   Args:
     hidden: [batch, length, embed]. Matrix products take operands of its dtype and accumulate in float32.
@@ -42,69 +64,94 @@ def linear_cross_entropy(hidden, kernel, labels, *, label_smoothing: float = 0.0
     labels: integer [batch, length]; negative = ignored.
     label_smoothing: probability spread evenly over the vocabulary (Szegedy et al. 2016), in [0, 1).
     z_loss: weight of log(Z)^2 (PaLM, Chowdhery et al. 2022).
+    axis_name: mesh axis, or several, over which `kernel` holds equal parts of the vocabulary, in order; hidden and
+      labels are the same on all of them, and so is the result.
+    embed_axis_name: mesh axis, or several, over which `kernel` holds equal parts of embed, in order: it is gathered
+      once before the first chunk, in hidden's dtype, and its gradient is summed and scattered once after the last.
 
   Raises:
     ValueError: shapes, dtypes or label_smoothing are not as above.
   """
-  if hidden.ndim != 3 or kernel.ndim != 2 or hidden.shape[2] != kernel.shape[1] or labels.shape != hidden.shape[:2]:
-    raise ValueError(
-      'linear_cross_entropy takes hidden [batch, length, embed], kernel [vocab, embed] and labels [batch, length]; '
-      f'got {hidden.shape}, {kernel.shape}, {labels.shape}'
-    )
-  if not jnp.issubdtype(labels.dtype, jnp.integer):
-    raise ValueError(f'labels must be integers; got {labels.dtype}')
-  if not 0 <= label_smoothing < 1:
-    raise ValueError(f'label_smoothing must be in [0, 1); got {label_smoothing}')
+  terms = _Terms(label_smoothing, z_loss, _names(axis_name), _names(embed_axis_name), _CHUNKS[current().platform])
+  _check(hidden, kernel, labels, terms)
   computed = jnp.promote_types(hidden.dtype, jnp.float32)
-  outputs = (Output(2, (1, 1), computed), Output(2, labels.shape, computed), Output(2, labels.shape, computed))
+  output = functools.partial(Output, 2, dtype=computed, equal_over=terms.vocab_axes)
   with jax.named_scope('linear_cross_entropy'):
-    total, nll, correct = defer(_evaluate, (label_smoothing, z_loss), 1, outputs, hidden, kernel, labels)
+    total, nll, correct = defer(_evaluate, (terms,), 1, (output((1, 1)), output(labels.shape), output(labels.shape)),
+                                hidden, kernel, labels)
     return CrossEntropy(total[0, 0], nll, correct > 0)
 
 
+def _names(axis_name) -> tuple[str, ...]:
+  return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
+
+
+def _check(hidden, kernel, labels, terms):
+  parts = lax.axis_size(terms.embed_axes) if terms.embed_axes else 1
+  if (hidden.ndim != 3 or kernel.ndim != 2 or hidden.shape[2] != parts * kernel.shape[1]
+      or labels.shape != hidden.shape[:2]):
+    raise ValueError(
+      'linear_cross_entropy takes hidden [batch, length, embed], kernel [vocab, embed] and labels [batch, length]; '
+      f'got {hidden.shape}, {kernel.shape}, {labels.shape}' + (f', the kernel in {parts} parts' if parts > 1 else '')
+    )
+  if not jnp.issubdtype(labels.dtype, jnp.integer):
+    raise ValueError(f'labels must be integers; got {labels.dtype}')
+  if not 0 <= terms.label_smoothing < 1:
+    raise ValueError(f'label_smoothing must be in [0, 1); got {terms.label_smoothing}')
+
+
 def _evaluate(static, hidden, kernel, labels) -> list:
-  total, nll, correct = _cross_entropy(*static, hidden, kernel, labels)
+  terms, = static
+  total, nll, correct = _cross_entropy(terms, *vary_alike((hidden, kernel, labels)))
   return [total[None, None], nll, correct.astype(nll.dtype)]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _cross_entropy(label_smoothing, z_loss, hidden, kernel, labels):
-  kernel = kernel.astype(hidden.dtype)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cross_entropy(terms, hidden, kernel, labels):
+  kernel = _whole(terms, kernel.astype(hidden.dtype))
 
   def chunk(_, inputs):
-    loss, nll, correct, _ = _losses(_logits(kernel, inputs[0]), inputs[1], label_smoothing, z_loss)
+    loss, nll, correct, _ = _losses(_logits(kernel, inputs[0]), inputs[1], terms)
     return None, (loss, nll, correct)
 
-  _, outputs = _over_chunks(chunk, None, hidden, labels, kernel.shape[0])
+  _, outputs = _over_chunks(chunk, None, hidden, labels, kernel.shape[0], terms.chunk)
   return _result(*outputs)
 
 
-def _fwd(label_smoothing, z_loss, hidden, kernel, labels):
-  narrow = kernel.astype(hidden.dtype)
+def _fwd(terms, hidden, kernel, labels):
+  narrow = _whole(terms, kernel.astype(hidden.dtype))
   # Behind a barrier XLA does not fold the transpose into the product, a form that is several times slower.
   narrow_DxV = lax.optimization_barrier(narrow.T)
 
   def chunk(d_kernel, inputs):
     hidden_BxLxD, labels = inputs
-    *outputs, d_logits_VxBxL = _losses(_logits(narrow, hidden_BxLxD), labels, label_smoothing, z_loss)
+    *outputs, d_logits_VxBxL = _losses(_logits(narrow, hidden_BxLxD), labels, terms)
     d_logits_VxBxL = d_logits_VxBxL.astype(hidden.dtype)
     d_hidden_DxBxL = _dot(narrow_DxV, d_logits_VxBxL, (1,), (0,)).astype(hidden.dtype)
     added = _dot(d_logits_VxBxL, hidden_BxLxD, (1, 2), (0, 1))
     return d_kernel + added, (*outputs, jnp.transpose(d_hidden_DxBxL, (1, 2, 0)))
 
-  zeros = vary_alike(jnp.zeros(kernel.shape, jnp.promote_types(hidden.dtype, jnp.float32)), kernel)
-  d_kernel, (*outputs, d_hidden) = _over_chunks(chunk, zeros, hidden, labels, kernel.shape[0])
+  zeros = vary_alike(jnp.zeros(narrow.shape, jnp.promote_types(hidden.dtype, jnp.float32)), kernel)
+  d_kernel, (*outputs, d_hidden) = _over_chunks(chunk, zeros, hidden, labels, narrow.shape[0], terms.chunk)
+  if terms.embed_axes:
+    d_kernel = lax.psum_scatter(d_kernel, terms.embed_axes, scatter_dimension=1, tiled=True)
   residuals = tuple(checkpoint_name(x, 'residual') for x in (d_hidden, d_kernel.astype(kernel.dtype)))
   return CrossEntropy(*(checkpoint_name(x, 'residual') for x in _result(*outputs))), residuals
 
 
-def _bwd(label_smoothing, z_loss, residuals, cotangents):
-  del label_smoothing, z_loss
+def _bwd(terms, residuals, cotangents):
+  del terms
   d_hidden, d_kernel = ((cotangents.total * x).astype(x.dtype) for x in residuals)
   return d_hidden, d_kernel, None
 
 
 _cross_entropy.defvjp(_fwd, _bwd)
+
+
+def _whole(terms, kernel):
+  if not terms.embed_axes:
+    return kernel
+  return lax.all_gather(kernel, terms.embed_axes, axis=1, tiled=True)
 
 
 def _result(loss, nll, correct):
@@ -121,38 +168,56 @@ def _dot(a, b, contract_a, contract_b):
   return lax.dot_general(a, b, ((contract_a, contract_b), ((), ())), preferred_element_type=computed)
 
 
-def _losses(logits_VxBxL, labels, label_smoothing, z_loss):
-  """Returns each token's loss, nll, whether it is correct, and the gradient of the loss in the logits."""
-  vocab, dtype = logits_VxBxL.shape[0], logits_VxBxL.dtype
+def _losses(logits_VxBxL, labels, terms):
+  """Returns each token's loss, nll, whether it is correct, and the gradient of the loss in these logits.
+
+  Logits of one part of the vocabulary give the same losses as those of all of it: what they need of the other parts is
+  reduced over `terms.vocab_axes`.
+  """
+  axes, (part, *_), dtype = terms.vocab_axes, logits_VxBxL.shape, logits_VxBxL.dtype
+  vocab = part * lax.axis_size(axes) if axes else part
+  first = part * lax.axis_index(axes) if axes else 0
   counted = labels >= 0
-  labels = jnp.where(counted, labels, 0)  # an ignored label must not index out of bounds: its NaN outlives any mask
+  labels = jnp.where(counted, labels, 0) - first  # an ignored one must not be out of bounds: its NaN outlives any mask
+  index_VxBxL = lax.broadcasted_iota(labels.dtype, logits_VxBxL.shape, 0)
   maximum = jnp.max(logits_VxBxL, axis=0)
+  maximum = lax.pmax(maximum, axes) if axes else maximum
   exponentials_VxBxL = jnp.exp(logits_VxBxL - maximum)
-  total = jnp.sum(exponentials_VxBxL, axis=0)
+  # Predicted is the first of the largest logits. As a sum of floats it vectorises, which jnp.argmax does not (30 times
+  # slower).
+  before_VxBxL = (logits_VxBxL == maximum) & (index_VxBxL < labels)
+  sums = [jnp.sum(exponentials_VxBxL, axis=0), _label_logit(logits_VxBxL, labels, first + part == vocab),
+          jnp.sum(before_VxBxL.astype(dtype), axis=0)]
+  if terms.label_smoothing:
+    sums.append(jnp.sum(logits_VxBxL, axis=0))
+  if axes:
+    # Labels come typed as differing between parts; a sum is known to be equal.
+    *sums, counting = lax.psum(jnp.stack([*sums, counted.astype(dtype)]), axes)
+    counted = counting > 0
+  total, label_logit, before, *rest = sums
   lse = maximum + jnp.log(total)
-  nll = lse - jnp.take_along_axis(logits_VxBxL, labels[None], axis=0)[0]
-  loss = nll + z_loss * lse**2
-  if label_smoothing:
-    loss += label_smoothing * (lse - jnp.mean(logits_VxBxL, axis=0) - nll)
-  weight = jnp.where(counted, 1 + 2 * z_loss * lse, 0) / total
-  is_label_VxBxL = lax.broadcasted_iota(labels.dtype, logits_VxBxL.shape, 0) == labels
-  target_VxBxL = jnp.where(is_label_VxBxL, 1 - label_smoothing, 0.0).astype(dtype) + label_smoothing / vocab
+  nll = lse - label_logit
+  loss = nll + terms.z_loss * lse**2
+  if terms.label_smoothing:
+    loss += terms.label_smoothing * (lse - rest[0] / vocab - nll)
+  weight = jnp.where(counted, 1 + 2 * terms.z_loss * lse, 0) / total
+  target_VxBxL = jnp.where(index_VxBxL == labels, 1 - terms.label_smoothing, 0.0).astype(dtype)
+  target_VxBxL += terms.label_smoothing / vocab
   d_logits_VxBxL = weight * exponentials_VxBxL - jnp.where(counted, target_VxBxL, 0)
-  correct = _argmax(logits_VxBxL, maximum) == labels
-  return jnp.where(counted, loss, 0), jnp.where(counted, nll, 0), correct & counted, d_logits_VxBxL
+  correct = (label_logit == maximum) & (before == 0) & counted
+  return jnp.where(counted, loss, 0), jnp.where(counted, nll, 0), correct, d_logits_VxBxL
 
 
-def _argmax(logits_VxBxL, maximum):
-  """First index of the maximum; as a floating-point minimum it vectorises, which jnp.argmax does not (30x slower)."""
-  vocab = logits_VxBxL.shape[0]
-  index = lax.broadcasted_iota(jnp.float32, logits_VxBxL.shape, 0)  # exact up to 2^24
-  return jnp.min(jnp.where(logits_VxBxL == maximum, index, vocab), axis=0).astype(jnp.int32)
+def _label_logit(logits_VxBxL, labels, is_last):
+  """The logit of each label that lies in this part of the vocabulary, else 0; NaN for one that lies in none."""
+  found = jnp.take_along_axis(logits_VxBxL, labels[None], axis=0)[0]
+  return jnp.where((labels >= 0) & ((labels < logits_VxBxL.shape[0]) | is_last), found, 0)
 
 
-def _over_chunks(body, carry, hidden, labels, vocab):
+def _over_chunks(body, carry, hidden, labels, vocab, chunk):
   """Runs `body` over chunks of the length axis; returns the carry and the outputs joined to [batch, length, ...]."""
   batch, length = labels.shape
-  size = max(_CHUNK_LOGITS // (batch * vocab), -(-_CHUNK_TOKENS // batch))
+  size = max(chunk.logits // (batch * vocab), -(-chunk.tokens // batch))
   chunks = -(-length // size)
   if chunks <= 1:
     return body(carry, (hidden, labels))

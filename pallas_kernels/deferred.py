@@ -20,11 +20,15 @@ from pallas_kernels.sharding import vary_alike
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-  """An array that a call returns: that of argument `like`, in another shape of the same rank, and in another dtype."""
+  """An array that a call returns: that of argument `like`, in another shape of the same rank, and in another dtype.
+
+  `equal_over` are mesh axes over which it does not differ although arguments do, inside `jax.shard_map`.
+  """
 
   like: int
   shape: tuple[int, ...]
   dtype: np.dtype
+  equal_over: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,19 +77,53 @@ mlir.register_lowering(kernel_p, mlir.lower_fun(lambda *arrays, call, outputs: c
 @kernel_p.def_abstract_eval
 def _abstract_eval(*avals, call, outputs):
   del call
-  return [avals[output.like].update(shape=output.shape, dtype=output.dtype, weak_type=False) for output in outputs]
+  results = []
+  for output in outputs:
+    aval = avals[output.like]
+    varies = aval.manual_axis_type.update(varying=aval.manual_axis_type.varying - {*output.equal_over})
+    results.append(aval.update(shape=output.shape, dtype=output.dtype, weak_type=False, manual_axis_type=varies))
+  return results
 
 
 def _jvp(primals, tangents, *, call, outputs):
   del outputs
-  moving = [not isinstance(tangent, ad.Zero) for tangent in tangents]
+  moves = [not isinstance(tangent, ad.Zero) for tangent in tangents]
+  moving, moving_tangents = ([x for x, keep in zip(values, moves) if keep] for values in (primals, tangents))
+  results, pullback = _pullback(call, moves, primals)
 
-  def of_moving(*arrays):
-    arrays = iter(arrays)
-    return call(*(next(arrays) if moves else primal for primal, moves in zip(primals, moving)))
+  @jax.custom_vjp
+  def known(results, pullback, *moving):
+    del pullback, moving
+    return results
 
-  chosen = [[x for x, moves in zip(values, moving) if moves] for values in (primals, tangents)]
-  return jax.jvp(of_moving, *chosen)
+  known.defvjp(lambda results, pullback, *moving: (results, pullback),
+               lambda pullback, cotangents: (None, None, *pullback(cotangents)))
+  return jax.jvp(lambda *moving: known(results, pullback, *moving), moving, moving_tangents)
+
+
+def _pullback(call, moves, primals):
+  """As `jax.vjp` of the call in the arguments that move, but evaluated in one piece.
+
+  JAX evaluates the derivative of a primitive piecewise, and would take out of a loop whatever does not change in it:
+  arrays as large as a chunk's logits that hold an index or a constant. Functions with derivatives of their own it
+  leaves whole, so the pair is one.
+  """
+  structures = []
+
+  def forward(*primals):
+    def of_moving(*moving):
+      moving = iter(moving)
+      return call(*(next(moving) if keep else primal for primal, keep in zip(primals, moves)))
+
+    results, pullback = jax.vjp(of_moving, *(primal for primal, keep in zip(primals, moves) if keep))
+    leaves, structure = jax.tree.flatten(pullback)
+    structures.append(structure)
+    return results, leaves
+
+  whole = jax.custom_vjp(forward)
+  whole.defvjp(lambda *primals: jax.vjp(forward, *primals), lambda pullback, cotangents: pullback(cotangents))
+  results, leaves = whole(*primals)
+  return results, jax.tree.unflatten(structures[0], leaves)
 
 
 ad.primitive_jvps[kernel_p] = _jvp

@@ -21,6 +21,7 @@ class Shapes:
 _STATIC = ('scale', 'causal', 'window', 'softcap', 'dropout_rate')
 _ARRAYS = (
   'q_segment_ids', 'kv_segment_ids', 'q_order', 'kv_order', 'alibi_slopes', 'bias', 'sinks', 'dropout_seed',
+  'dropout_offset',
 )
 
 

@@ -34,6 +34,11 @@ def parameter_rules(zero_stage: int) -> Rules:
   return _PARAMETER_RULES[zero_stage]
 
 
+def parameter_spec(axes: tuple[str | None, ...], zero_stage: int) -> PartitionSpec:
+  """The PartitionSpec of a parameter whose dimensions are named by `axes`. Raises ValueError as `parameter_rules`."""
+  return _spec(axes, parameter_rules(zero_stage), 'a parameter')
+
+
 def activation_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
   """The PartitionSpec of an activation whose dimensions are named by `axes`; None is replicated."""
   return _spec(axes, _ACTIVATION_RULES, 'an activation')

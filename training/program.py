@@ -86,9 +86,9 @@ def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device
   batch_shardings = parallel.batch_shardings(task.batch_axes, mesh)
   return Program(model, task, mesh, lengths, abstract_state, batch_shardings,
                  init=jax.jit(create_state, out_shardings=shardings),
-                 step=parallel.compile_step(step, mesh, shardings, batch_shardings),
+                 step=parallel.compile_step(step, mesh, shardings, batch_shardings, config.zero_stage),
                  evaluate=parallel.compile_evaluation(lambda params, batch: task.loss(params, batch, None)[1], mesh,
-                                                      param_shardings, batch_shardings))
+                                                      param_shardings, batch_shardings, config.zero_stage))
 
 
 def resolve_lengths(config, epoch_steps: float | None = None) -> Lengths:

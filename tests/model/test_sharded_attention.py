@@ -1,7 +1,7 @@
 """Attention kernels within the model: chosen in the dtype that precision gives, on each device's part of a mesh."""
 
 import contextlib
-import sys
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ import model as model_lib
 import objectives
 import precision
 from configs import base
-from pallas_kernels import Device, target
+from model.attention import attend
+from pallas_kernels import AttentionSpec, Device, attention, target
 from parallel import axes, rules
 
 
@@ -21,12 +22,63 @@ def mesh():
   return jax.sharding.Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ('data', 'fsdp'))
 
 
-def _loss():
+def _over_rows_and_heads(mesh):
+  """Layout of a mesh whose second axis splits the heads."""
+  names = {axes.BATCH: 'data', axes.HEADS: 'fsdp', axes.KV_HEADS: 'fsdp'}
+  return axes.activation_sharding(mesh, lambda given: jax.sharding.PartitionSpec(*map(names.get, given)))
+
+
+@pytest.mark.parametrize('fields', [
+  {'dropout_rate': 0.3, 'causal': True},
+  {'dropout_rate': 0.3, 'segmented': True, 'bias': (8, 1), 'learned': True},
+  {'bias': (1, 4)},
+])
+def test_parts_give_what_the_whole_gives_dropout_and_gradients_included(mesh, fields):
+  normal = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
+  fields = dict(fields)
+  if fields.pop('segmented', False):
+    ids = jnp.sort(jax.random.randint(jax.random.key(9), (8, 20), 0, 3))
+    fields.update(q_segment_ids=ids, kv_segment_ids=ids)
+  if fields.pop('learned', False):
+    fields.update(alibi_slopes=jnp.abs(normal(7, 4)), sinks=normal(8, 4))
+  if 'bias' in fields:
+    fields['bias'] = normal(6, *fields['bias'], 20, 20)
+  if 'dropout_rate' in fields:
+    fields['dropout_seed'] = jnp.uint32(3)
+  spec = AttentionSpec(**fields)
+  inputs = normal(0, 8, 20, 4, 8), normal(1, 8, 20, 2, 8), normal(2, 8, 20, 2, 8), spec
+
+  def gradient(call):
+    loss = lambda *inputs: jnp.sum(jnp.sin(call(*inputs)))
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), allow_int=True))
+
+  expected = gradient(functools.partial(attention, implementation='reference'))(*inputs)
+
+  def on_devices(*inputs):
+    with _over_rows_and_heads(mesh):
+      return attend(*inputs, 'blockwise')
+
+  got = gradient(on_devices)(*inputs)
+  for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+    if jnp.issubdtype(one.dtype, jnp.floating):
+      np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_every_device_holds_only_its_rows_and_heads(mesh):
+  q = jax.ShapeDtypeStruct((8, 20, 4, 8), jnp.float32)
+  with _over_rows_and_heads(mesh):
+    traced = jax.jit(lambda q: attend(q, q, q, AttentionSpec(causal=True), 'blockwise')).trace(q)
+  text = str(traced.jaxpr)
+  assert text.count('kernel[') == 1 and 'f32[2,20,2,8]' in text
+  assert 'all-' not in traced.lower().compile().as_text()
+
+
+def _loss(attention_dropout_rate=0.0):
   config = base.get_config()
   config.model.update({
     'vocab_size': 64, 'num_layers': 2, 'embed_dim': 32, 'num_heads': 2, 'num_kv_heads': 1,
   })
-  config.model.attention.implementation = 'blockwise'
+  config.model.attention.update(implementation='blockwise', dropout_rate=attention_dropout_rate)
   model, params = model_lib.build(config.model)
   return objectives.create(config.objective).loss(model), params
 
@@ -41,20 +93,17 @@ def _batch():
   }
 
 
-def test_attention_that_only_one_device_can_run_runs_on_each_ones_rows_with_the_same_gradients(mesh, monkeypatch):
-  loss, params = _loss()
+def test_the_model_drops_the_same_on_a_mesh_as_on_one_device(mesh):
+  loss, params = _loss(attention_dropout_rate=0.2)
   batch, key = _batch(), jax.random.key(0)
   expected = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch, key)
-  monkeypatch.setattr(sys.modules['pallas_kernels.attention'], '_ONE_DEVICE', ('blockwise',))
 
   def step(params, batch, key):
     with axes.activation_sharding(mesh, rules.activation_spec):
       return jax.value_and_grad(loss, has_aux=True)(params, batch, key)
 
   rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(('data', 'fsdp')))
-  traced = jax.jit(step).trace(params, jax.device_put(batch, rows), key)
-  got = traced.lower().compile()(params, jax.device_put(batch, rows), key)
-  assert 'shard_map' in str(traced.jaxpr)
+  got = jax.jit(step)(params, jax.device_put(batch, rows), key)
   for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 

@@ -37,8 +37,7 @@ def _inputs(batch, length, embed, vocab, dtype=jnp.float32, seed=0):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-  monkeypatch.setattr(cross_entropy, '_CHUNK_LOGITS', 64)
-  monkeypatch.setattr(cross_entropy, '_CHUNK_TOKENS', 4)
+  monkeypatch.setitem(cross_entropy._CHUNKS, 'cpu', cross_entropy._Chunk(logits=64, tokens=4))
 
 
 @pytest.mark.usefixtures('small_chunks')

@@ -197,6 +197,7 @@ def test_gradients_over_a_mesh_leaf_by_leaf(make_config, changes):
       compiled.mesh,
       shardings,
       compiled.batch_shardings,
+      config.zero_stage,
     )
     return jax.tree.leaves(gradient(compiled.init().params, random_batch(0)))
 

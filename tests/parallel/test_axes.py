@@ -1,0 +1,87 @@
+"""Functions on each device's part, by logical axes."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from parallel import axes, rules
+
+
+class Pair(NamedTuple):
+  rows: jax.Array
+  total: jax.Array
+
+
+@pytest.fixture(scope='module')
+def mesh():
+  return Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ('data', 'fsdp'))
+
+
+def _layout(mesh, zero_stage=3):
+  return axes.activation_sharding(mesh, rules.activation_spec, lambda names: rules.parameter_spec(names, zero_stage))
+
+
+def test_each_device_runs_on_its_part_and_knows_where_it_lies(mesh):
+  shapes = []
+
+  def function(arrays, table, scale):
+    shapes.append((arrays['x'].shape, table.shape, scale.shape))
+    assert axes.constrain(arrays['x'], (axes.BATCH, axes.EMBED)) is arrays['x']
+    assert axes.on_each_device(function, (None,), None) is function
+    whole = jax.lax.all_gather(table, axes.stored_over(axes.EMBED), axis=1, tiled=True)
+    places = axes.offset(axes.BATCH, 2) + jnp.arange(2)
+    rows = scale * arrays['x'] @ whole.T + places[:, None]
+    return Pair(rows, axes.sum_over(axes.BATCH, jnp.sum(rows)))
+
+  def run(arrays, table, scale):
+    # A prefix names all arrays below it; the last argument is whole.
+    in_axes = ({'x': (axes.BATCH, axes.EMBED)}, axes.Stored((axes.VOCAB, axes.EMBED)), None)
+    return axes.on_each_device(function, in_axes, Pair((axes.BATCH, axes.VOCAB), ()))(arrays, table, scale)
+
+  def on_mesh(*arguments):
+    with _layout(mesh):
+      return run(*arguments)
+
+  normal = lambda *shape: np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  arguments = ({'x': normal(16, 6)}, normal(5, 6), jnp.float32(2))
+  rows, total = jax.jit(on_mesh)(*arguments)
+  assert shapes[0] == ((2, 6), (5, 3), ())
+  expected = 2 * arguments[0]['x'] @ arguments[1].T + np.arange(16)[:, None]
+  np.testing.assert_allclose(rows, expected, rtol=1e-5)
+  np.testing.assert_allclose(total, expected.sum(), rtol=1e-4)
+  gradient = jax.jit(jax.grad(lambda table: on_mesh(arguments[0], table, arguments[2]).total))(arguments[1])
+  np.testing.assert_allclose(gradient, np.tile(2 * arguments[0]['x'].sum(0), (5, 1)), rtol=1e-4)
+
+
+def test_without_several_devices_it_is_the_function_itself(mesh):
+  function = lambda x: x
+  one = Mesh(mesh.devices[:1, :1], mesh.axis_names)
+  assert axes.on_each_device(function, ((axes.BATCH,),), (axes.BATCH,)) is function
+  with _layout(one):
+    assert axes.on_each_device(function, ((axes.BATCH,),), (axes.BATCH,)) is function
+  assert axes.offset(axes.BATCH, 3) == 0 and axes.split_over(axes.BATCH) == axes.stored_over(axes.EMBED) == ()
+  assert axes.sum_over(axes.BATCH, function) is function
+
+
+@pytest.mark.parametrize('in_axes, words', [
+  ((axes.BATCH, None), r"axis 'batch' of size 12 in an array of shape \(12, 5\) does not divide over 8 devices"),
+  (axes.Stored((axes.LENGTH, axes.EMBED)), r"axis 'embed' of size 5 .* over 2 devices; choose a size that divides"),
+])
+def test_what_does_not_divide_is_refused_in_words(mesh, in_axes, words):
+  with _layout(mesh), pytest.raises(ValueError, match=words):
+    axes.on_each_device(lambda x: x, (in_axes,), in_axes)(jnp.zeros((12, 5)))
+
+
+def test_parameters_are_whole_where_no_rule_is_given(mesh):
+  with axes.activation_sharding(mesh, rules.activation_spec):
+    inside = lambda x: x + len(axes.stored_over(axes.EMBED))
+    assert axes.on_each_device(inside, (axes.Stored((axes.EMBED,)),), None)(jnp.zeros(5)).sum() == 0
+
+
+def test_parameter_spec_is_that_of_the_zero_stage():
+  assert rules.parameter_spec((axes.VOCAB, axes.EMBED), 3) == PartitionSpec(None, ('fsdp',))
+  assert rules.parameter_spec((axes.VOCAB, axes.EMBED), 0) == PartitionSpec(None, None)

@@ -1,0 +1,82 @@
+"""Collectives of a compiled program: which, how large, in which loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from parallel.collectives import Collective, collectives
+
+
+def test_kinds_sizes_and_loops_of_a_compiled_program():
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ('devices',))
+
+  def run(x):
+    def inner(total, _):
+      return jnp.sin(jax.lax.psum(total, 'devices')), None
+
+    def outer(total, _):
+      total = jax.lax.scan(inner, total, None, length=5)[0]
+      return jax.lax.ppermute(total, 'devices', [(n, (n + 1) % 8) for n in range(8)]), None
+
+    with jax.named_scope('loops'):
+      x = jax.lax.scan(outer, x, None, length=3)[0]
+    with jax.named_scope('after'):
+      return jax.lax.psum_scatter(jax.lax.all_gather(x, 'devices'), 'devices')
+
+  split = jax.shard_map(run, mesh=mesh, in_specs=PartitionSpec('devices'), out_specs=PartitionSpec('devices'),
+                        check_vma=False)
+  found = collectives(jax.jit(split).lower(jnp.zeros((8, 6))).compile().as_text())
+  part = 6 * 4
+  assert sorted((x.kind, x.bytes, x.loops) for x in found) == [
+    ('all-gather', 8 * part, ()), ('all-reduce', part, (3, 5)), ('collective-permute', part, (3,)),
+    ('reduce-scatter', 8 * part, ()),
+  ]
+  assert all(('loops' in x.scope) == bool(x.loops) and ('after' in x.scope) != bool(x.loops) for x in found)
+
+
+_ASYNCHRONOUS = '''
+HloModule jit_step, is_scheduled=true
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  ROOT %y = f32[] parameter(1)
+}
+
+%scatter (p: f32[64,4]) -> f32[8,4] {
+  %p = f32[64,4]{1,0} parameter(0)
+  ROOT %rs = f32[8,4]{1,0} reduce-scatter(%p), dimensions={0}, to_apply=%add, metadata={op_name="jit(f)/head/psum"}
+}
+
+%body (carry: (s32[], bf16[8,2])) -> (s32[], bf16[8,2]) {
+  %carry = (s32[], bf16[8,2]{1,0}) parameter(0)
+  %kept = bf16[8,2]{1,0} get-tuple-element(%carry), index=1
+  %ag = (bf16[8,2]{1,0}, bf16[64,2]{1,0}) all-gather-start(%kept), dimensions={0}
+  %agd = bf16[64,2]{1,0} all-gather-done(%ag)
+  ROOT %all = (s32[], bf16[8,2]{1,0}) tuple(%n, %kept)
+}
+
+%condition (carry.1: (s32[], bf16[8,2])) -> pred[] {
+  ROOT %carry.1 = (s32[], bf16[8,2]{1,0}) parameter(0)
+}
+
+ENTRY %main (a: f32[64,4], b: (s32[], bf16[8,2])) -> f32[8,4] {
+  %a = f32[64,4]{1,0} parameter(0)
+  %b = (s32[], bf16[8,2]{1,0}) parameter(1)
+  %loop = (s32[], bf16[8,2]{1,0}) while(%b), condition=%condition, body=%body
+  %ar = (f32[64,4]{1,0}, s8[16]{0}) all-reduce-start(%a, %c), to_apply=%add
+  %paired = ((f32[64,4]{1,0}), f32[64,4]{1,0}) all-reduce-start(%a), to_apply=%add
+  %started = ((f32[64,4]{1,0}), f32[8,4]{1,0}, u32[]) async-start(%a), calls=%scatter
+  ROOT %done = f32[8,4]{1,0} async-done(%started), calls=%scatter
+}
+'''
+
+
+def test_collectives_that_start_and_end_count_once_and_a_loop_may_run_an_unknown_number_of_times():
+  whole = 64 * 4 * 4
+  assert sorted(collectives(_ASYNCHRONOUS), key=lambda x: (x.kind, x.bytes)) == [
+    Collective('all-gather', 64 * 2 * 2, (None,), ''),
+    Collective('all-reduce', whole, (), ''),
+    Collective('all-reduce', whole + 16, (), ''),
+    Collective('reduce-scatter', whole, (), 'jit(f)/head/psum'),
+  ]

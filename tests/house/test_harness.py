@@ -1,5 +1,6 @@
 """Proofs that are skipped, recorded and run again; budgets of time; what is kept of the caches."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -7,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from harness import budgets, cache, proofs
+from harness import budgets, cache, covering, proofs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROOF = """
@@ -100,9 +101,20 @@ def test_costs_are_added_up_by_room_and_a_room_over_its_budget_or_without_one_is
   lines = budgets.summary(costs, budgets.read_budgets('x\n| `tests/a` | 7 | words |\n| `tests/c` | 3 | words |\n'))
   assert [line.split() for line in lines] == [
     ['7.5', 's', 'a', 'of', '7', 'OVER', 'BUDGET'], ['2.0', 's', 'c', 'of', '3'],
-    ['0.1', 's', 'new', *'NO BUDGET: give it a row in tests/README.md'.split()],
+    ['0.1', 's', 'new', 'NO', 'BUDGET:', 'give', 'it', 'a', 'row', 'in', 'tests/README.md'],
     ['4.5', 's', 'tests/a/b/test_y.py::test_two[a::b]'], ['3.0', 's', 'tests/a/test_x.py::test_one'],
     ['2.0', 's', 'tests/c/test_z.py::test']]
+
+
+@pytest.mark.parametrize('strength', [2, 3])
+def test_rows_cover_all_combinations_and_not_many_more_than_they_must(strength):
+  levels = {'a': [1, 2, 3, 4], 'b': [None, 'x', 'y'], 'c': [True, False], 'd': [True, False], 'e': [0.5, None, 7.0]}
+  rows = covering.rows(levels, strength)
+  for names in itertools.combinations(levels, strength):
+    seen = {tuple(row[name] for name in names) for row in rows}
+    assert seen == set(itertools.product(*(levels[name] for name in names)))
+  assert len(rows) <= {2: 18, 3: 55}[strength]  # at least 12 and 36
+  assert rows == covering.rows(levels, strength)
 
 
 def test_the_cache_loses_what_was_not_used_for_the_longest_time(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import types
 
 import hypothesis
 import hypothesis.strategies as st
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from harness import covering
 
 from pallas_kernels import AttentionSpec, Device, Shapes, attention, blocks, blockwise, supports, target, tpu_tuning
 from pallas_kernels.attention import _log_choice
@@ -40,58 +42,78 @@ def small_blocks():
   patch.undo()
 
 
-@st.composite
-def _calls(draw, longest=40):
-  """Returns (q, k, v, spec) of any head ratio, length and mix of fields."""
-  random = np.random.default_rng(draw(st.integers(0, 2**16)))
-  batch, kv_heads, groups = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 3))
-  q_len, kv_len = draw(st.integers(1, longest)), draw(st.integers(1, longest))
-  heads, head_dim = kv_heads * groups, draw(st.sampled_from([1, 8]))
-  dtype = draw(st.sampled_from([jnp.float32, jnp.bfloat16]))
+_SHORT = [(19, 19), (40, 40), (24, 7), (1, 33), (31, 40), (5, 1)]
+_LONG = [(600, 600), (599, 257), (1, 600), (333, 48), (130, 513), (300, 1)]
+_OPTIONS = {
+  'batch': [1, 2], 'kv_heads': [1, 2], 'groups': [1, 2, 3], 'head_dim': [1, 8], 'dtype': [jnp.float32, jnp.bfloat16],
+  'causal': [False, True], 'window': [None, 1, 7, 30], 'softcap': [None, 2.0], 'scale': [None, 0.5],
+  'segments': [False, True], 'order': [False, True], 'slopes': [False, True], 'sinks': [False, True],
+  'dropout_rate': [0.0, 0.3],
+  # Whether a bias is of the rows of the batch, of the heads and of the queries.
+  'bias': [None, (True, True, True), (False, True, False), (True, False, True), (False, False, False),
+           (False, True, True)],
+  'bias_dtype': [jnp.float32, jnp.bfloat16],
+}
 
-  def normal(*shape, dtype=dtype):
+
+def _cases(lengths, strength=2):
+  """Calls that together hold all pairs (or triples) of options: any head ratio, length and mix of fields."""
+  rows = covering.rows({'lengths': lengths, **_OPTIONS}, strength)
+  return [types.SimpleNamespace(**row) for row in rows]
+
+
+def _call(case, seed):
+  """Returns (q, k, v, the fields of the spec that are arrays)."""
+  random = np.random.default_rng(seed)
+  (q_len, kv_len), heads = case.lengths, case.kv_heads * case.groups
+
+  def normal(*shape, dtype=case.dtype):
     return jnp.asarray(random.normal(size=shape), dtype)
 
   def ids(length, low, high):
-    return jnp.asarray(random.integers(low, high, (batch, length)), jnp.int32)
+    return jnp.asarray(random.integers(low, high, (case.batch, length)), jnp.int32)
 
-  spec = {
-    'causal': draw(st.booleans()),
-    'window': draw(st.sampled_from([None, 1, 7, 30])),
-    'softcap': draw(st.sampled_from([None, 2.0])),
-    'scale': draw(st.sampled_from([None, 0.5])),
-  }
-  if draw(st.booleans()):
-    spec |= {'q_segment_ids': ids(q_len, 0, 3), 'kv_segment_ids': ids(kv_len, 0, 3)}
-  if draw(st.booleans()):
-    spec |= {'q_order': ids(q_len, 0, 40), 'kv_order': ids(kv_len, 0, 40)}
-  if draw(st.booleans()):
-    spec['alibi_slopes'] = jnp.asarray(random.uniform(0, 0.2, heads), jnp.float32)
-  if draw(st.booleans()):
-    shape = [draw(st.sampled_from([1, full])) for full in (batch, heads, q_len)]
-    spec['bias'] = normal(*shape, kv_len, dtype=draw(st.sampled_from([jnp.float32, jnp.bfloat16])))
-  if draw(st.booleans()):
-    spec['sinks'] = normal(heads, dtype=jnp.float32)
-  if draw(st.booleans()):
-    spec |= {'dropout_rate': 0.3, 'dropout_seed': jnp.uint32(random.integers(2**32))}
-  q, k, v = normal(batch, q_len, heads, head_dim), *(normal(batch, kv_len, kv_heads, head_dim) for _ in 'kv')
-  return q, k, v, AttentionSpec(**spec)
+  arrays = {}
+  if case.segments:
+    arrays |= {'q_segment_ids': ids(q_len, 0, 3), 'kv_segment_ids': ids(kv_len, 0, 3)}
+  if case.order:
+    arrays |= {'q_order': ids(q_len, 0, 40), 'kv_order': ids(kv_len, 0, 40)}
+  if case.slopes:
+    arrays['alibi_slopes'] = jnp.asarray(random.uniform(0, 0.2, heads), jnp.float32)
+  if case.bias is not None:
+    shape = [full if own else 1 for own, full in zip(case.bias, (case.batch, heads, q_len), strict=True)]
+    arrays['bias'] = normal(*shape, kv_len, dtype=case.bias_dtype)
+  if case.sinks:
+    arrays['sinks'] = normal(heads, dtype=jnp.float32)
+  if case.dropout_rate:
+    arrays['dropout_seed'] = jnp.uint32(random.integers(2**32))
+  keys = case.batch, kv_len, case.kv_heads, case.head_dim
+  return normal(case.batch, q_len, heads, case.head_dim), normal(*keys), normal(*keys), arrays
 
 
-def _outputs_and_gradients(q, k, v, spec, implementation):
-  learned = {name: getattr(spec, name) for name in _LEARNED if getattr(spec, name) is not None}
+def _outputs_and_gradients(case, implementation):
+  """Returns a compiled function of a call of the case: outputs and all gradients, by name."""
+  spec = AttentionSpec(causal=case.causal, window=case.window, softcap=case.softcap, scale=case.scale,
+                       dropout_rate=case.dropout_rate)
 
-  def loss(q, k, v, learned):
+  def loss(q, k, v, learned, arrays):
     out, lse = attention(
-      q, k, v, dataclasses.replace(spec, **learned), implementation=implementation, return_lse=True
+      q, k, v, dataclasses.replace(spec, **learned, **arrays), implementation=implementation, return_lse=True
     )
     weights = jnp.sin(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
     finite = jnp.where(lse > -jnp.inf, lse, 0)
     return jnp.sum(out * weights) + jnp.sum(finite * weights[..., 0]), (out, lse)
 
-  with _device(implementation):
-    (_, outputs), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))(q, k, v, learned)
-  return dict(zip(('out', 'lse', 'q', 'k', 'v', 'learned'), (*outputs, *gradients), strict=True))
+  gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))
+
+  def run(q, k, v, arrays):
+    learned = {name: arrays[name] for name in _LEARNED if name in arrays}
+    others = {name: array for name, array in arrays.items() if name not in learned}
+    with _device(implementation):
+      (_, outputs), found = gradients(q, k, v, learned, others)
+    return dict(zip(('out', 'lse', 'q', 'k', 'v', 'learned'), (*outputs, *found), strict=True))
+
+  return run
 
 
 def _assert_close(got, expected, dtype):
@@ -108,30 +130,34 @@ def _assert_close(got, expected, dtype):
     np.testing.assert_allclose(have, want, rtol=0, atol=allowed, err_msg=name)
 
 
-@pytest.mark.parametrize('implementation', ['blockwise', 'tpu'])
-@hypothesis.given(call=_calls())
-@hypothesis.settings(max_examples=8)
-def test_it_agrees_with_the_reference(implementation, call):
-  _check(implementation, *call)
+def _agree(case, implementations, draws):
+  """Compiles a case once for each implementation and compares them for several drawn values."""
+  reference, *others = (_outputs_and_gradients(case, name) for name in ('reference', *implementations))
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize('implementation, longest, examples', [
-  ('blockwise', 40, 200), ('blockwise', 600, 30), ('tpu', 40, 60), ('tpu', 600, 15),
-])
-def test_it_agrees_with_the_reference_at_length(implementation, longest, examples):
-  @hypothesis.given(call=_calls(longest))
-  @hypothesis.settings(max_examples=examples)
-  def agrees(call):
-    _check(implementation, *call)
+  @hypothesis.given(seed=st.integers(0, 2**16))
+  @hypothesis.settings(max_examples=draws)
+  def agrees(seed):
+    call = _call(case, seed)
+    expected = reference(*call)
+    for other in others:
+      _assert_close(other(*call), expected, case.dtype)
 
   agrees()
 
 
-def _check(implementation, q, k, v, spec):
-  expected = _outputs_and_gradients(q, k, v, spec, 'reference')
-  got = _outputs_and_gradients(q, k, v, spec, implementation)
-  _assert_close(got, expected, q.dtype)
+@pytest.mark.parametrize('case', _cases(_SHORT)[:8], ids=range(8))
+def test_it_agrees_with_the_reference(case):
+  _agree(case, ['blockwise', 'tpu'], draws=2)
+
+
+@pytest.mark.slow
+@pytest.mark.proof()
+@pytest.mark.parametrize('implementation, lengths, strength, draws', [
+  ('blockwise', _SHORT, 3, 5), ('blockwise', _LONG, 2, 2), ('tpu', _SHORT, 2, 4), ('tpu', _LONG[:3], 2, 1),
+], ids=['blockwise-short', 'blockwise-long', 'tpu-short', 'tpu-long'])
+def test_it_agrees_with_the_reference_at_length(implementation, lengths, strength, draws):
+  for case in _cases(lengths, strength):
+    _agree(case, [implementation], draws)
 
 
 def _qkv(batch=2, q_len=19, kv_len=19, heads=4, kv_heads=2, head_dim=8, dtype=jnp.float32):

@@ -7,7 +7,7 @@ import tempfile
 
 from harness import cache
 
-pytest_plugins = ['harness.budgets', 'harness.proofs']
+pytest_plugins = ['harness.budgets', 'harness.optimisations', 'harness.proofs']
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # XLA kills the process when simulated devices wait for each other longer than 40 s, which a busy machine makes them do.

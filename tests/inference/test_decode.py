@@ -12,6 +12,7 @@ from configs import base
 from inference import decode
 from inference.sampling import Sampling
 
+pytestmark = pytest.mark.values_only
 VOCAB, LENGTH = 50, 48
 GREEDY = Sampling()
 PROMPTS = [[1, 5, 9, 2, 30, 31, 7, 11, 13, 40, 41, 42, 3, 3, 3, 17, 20, 19], [1, 8], [1], [1, 30, 31, 5, 22]]

@@ -10,6 +10,8 @@ import pytest
 import model as model_lib
 from configs import base
 
+pytestmark = pytest.mark.values_only
+
 
 def tiny(**changes):
   """A two-layer model config of width 32 over 64 tokens."""

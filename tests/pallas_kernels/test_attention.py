@@ -172,12 +172,15 @@ def test_a_row_that_sees_nothing_gives_zeros_and_zero_gradients_whatever_arrives
   segments = jnp.ones((2, 19), jnp.int32).at[:, 11:].set(0)
   spec = AttentionSpec(causal=True, q_segment_ids=segments, kv_segment_ids=segments)
 
+  @jax.jit
   def run(q, k, v):
-    return attention(q, k, v, spec, implementation=implementation, return_lse=True)
+    (out, lse), vjp = jax.vjp(
+      lambda *qkv: attention(*qkv, spec, implementation=implementation, return_lse=True), q, k, v)
+    return out, lse, vjp((jnp.ones_like(out), jnp.where(lse > -jnp.inf, 1.0, 7.0)))
 
   with _device(implementation):
-    (out, lse), vjp = jax.vjp(run, q, k, v)
-    d_q, d_k, d_v = vjp((jnp.ones_like(out), jnp.where(lse > -jnp.inf, 1.0, 7.0)))
+    out, lse, (d_q, d_k, d_v) = run(q, k, v)
+  out, lse = np.asarray(out), np.asarray(lse)
   assert not np.any(out[:, 11:]) and np.all(lse[:, 11:] == -np.inf) and np.all(lse[:, :11] > -np.inf)
   assert all(np.all(np.isfinite(x)) for x in (d_q, d_k, d_v))
   assert not np.any(d_q[:, 11:]) and not np.any(d_k[:, 11:]) and not np.any(d_v[:, 11:])
@@ -193,11 +196,13 @@ def test_parts_of_the_keys_merge_by_their_lse_in_values_and_gradients(implementa
     lse = jnp.logaddexp(lse_a, lse_b)
     return jnp.exp(lse_a - lse)[..., None] * out_a + jnp.exp(lse_b - lse)[..., None] * out_b
 
+  def with_gradients(f):
+    return jax.jit(jax.value_and_grad(lambda k, v: (jnp.sum(jnp.sin(out := f(k, v))), out), (0, 1), has_aux=True))(k, v)
+
   with _device(implementation):
-    np.testing.assert_allclose(merged(k, v), call(k, v)[0], atol=1e-5)
-    gradients = [jax.grad(lambda k, v, f=f: jnp.sum(jnp.sin(f(k, v))), (0, 1))(k, v)
-                 for f in (merged, lambda k, v: call(k, v)[0])]
-  for one, other in zip(*gradients, strict=True):
+    ((_, value), gradients), ((_, expected), expected_gradients) = (
+      with_gradients(f) for f in (merged, lambda k, v: call(k, v)[0]))
+  for one, other in zip((value, *gradients), (expected, *expected_gradients), strict=True):
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
@@ -205,7 +210,7 @@ def test_dropout_drops_its_share_keeps_the_mean_and_depends_on_the_seed():
   q, k, v = _qkv(q_len=64, kv_len=64)
   q = jnp.zeros_like(q)
   v = jnp.ones_like(v)
-  run = lambda seed: attention(q, k, v, AttentionSpec(dropout_rate=0.25, dropout_seed=jnp.uint32(seed)))
+  run = jax.jit(lambda seed: attention(q, k, v, AttentionSpec(dropout_rate=0.25, dropout_seed=jnp.uint32(seed))))
   kept = np.asarray(run(1)) * 0.75  # uniform attention to ones: the share of keys kept
   assert abs(kept.mean() - 0.75) < 0.01
   assert 0.03 < kept[..., 0].std() < 0.08  # sqrt(0.75 * 0.25 / 64) = 0.054

@@ -78,6 +78,7 @@ def _check(q, k, v, spec):
     np.testing.assert_allclose(have, want, rtol=0, atol=tolerance * max(1, np.abs(want).max()), err_msg=name)
 
 
+@pytest.mark.proof()
 def test_causal_grouped_heads_of_a_length_that_divides_nothing():
   _check(*_call(75, causal=True))
 
@@ -106,12 +107,14 @@ _CASES = {
 
 
 @pytest.mark.slow
+@pytest.mark.proof()
 @pytest.mark.parametrize('case', _CASES)
 def test_it_agrees_with_the_reference_without_races(case):
   _check(*_CASES[case]())
 
 
 @pytest.mark.slow
+@pytest.mark.proof()
 def test_decoding_splits_the_keys_and_merges_them(monkeypatch):
   monkeypatch.setattr(hopper_decode, '_SHORTEST_PART', 128)
   _check(*_call(2, 256, heads=2, causal=True, window=140, sinks=_normal(2)))
@@ -155,6 +158,7 @@ def test_ranges_cover_what_is_visible_and_leave_unmasked_only_what_wholly_is(spe
     assert not np.any(kinds[batch, row, :start]) and not np.any(kinds[batch, row, end:])
 
 
+@pytest.mark.proof()
 def test_the_gradient_of_the_queries_is_the_same_from_a_kernel_of_its_own(monkeypatch):
   monkeypatch.setitem(hopper_tuning.KEYS, 64, dataclasses.replace(hopper_tuning.KEYS[64], fused=False))
   _check(*_call(130, causal=True))

@@ -11,6 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import AttentionSpec, Device, Shapes, attention, supports, target, tpu_tuning
 from pallas_kernels.tpu_tuning import Blocks, Tuning
 
+pytestmark = pytest.mark.proof()
 _TPU = Device('tpu', interpret=True)
 _CAUSAL = AttentionSpec(causal=True)
 

@@ -15,10 +15,11 @@ import pytest
 
 
 def _module_file(root: pathlib.Path, name: str) -> pathlib.Path | None:
-  path = root.joinpath(*name.split('.'))
-  for file in (path.with_suffix('.py'), path / '__init__.py'):
-    if file.is_file():
-      return file
+  for folder in (root, root / 'tests'):  # as pythonpath has it
+    path = folder.joinpath(*name.split('.'))
+    for file in (path.with_suffix('.py'), path / '__init__.py'):
+      if file.is_file():
+        return file
   return None
 
 

@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROOF = """
 import pytest
 import room
+from helpers import lists
 from room import used
 
 @pytest.mark.proof('table.txt')
@@ -31,8 +32,9 @@ def test_cheap():
 @pytest.fixture
 def repository(tmp_path):
   files = {'room/__init__.py': '', 'room/used.py': 'from room import deep\nvalue = 0', 'room/deep.py': 'x = 1',
-           'room/late.py': 'value = 0', 'room/unused.py': '', 'table.txt': '1', 'tests/room/test_proof.py': PROOF,
-           'tests/conftest.py': '', 'pytest.ini': '[pytest]\npythonpath = .\naddopts = --import-mode=importlib\n'}
+           'room/late.py': 'value = 0', 'room/unused.py': '', 'table.txt': '1', 'tests/helpers/lists.py': '',
+           'tests/room/test_proof.py': PROOF,
+           'tests/conftest.py': '', 'pytest.ini': '[pytest]\npythonpath = . tests\naddopts = --import-mode=importlib\n'}
   for name, text in files.items():
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text(text)
@@ -59,7 +61,7 @@ def test_what_a_proof_depends_on_is_itself_and_all_that_is_imported_even_late(re
   found = proofs.dependencies(repository, repository / 'tests/room/test_proof.py', ('table.txt',))
   assert {str(path.relative_to(repository)) for path in found} == {
     'tests/room/test_proof.py', 'tests/conftest.py', 'table.txt', 'room/__init__.py', 'room/used.py', 'room/deep.py',
-    'room/late.py'}
+    'room/late.py', 'tests/helpers/lists.py'}
   with pytest.raises(FileNotFoundError, match='test_proof.py: pytest.mark.proof names nowhere.txt'):
     proofs.dependencies(repository, repository / 'tests/room/test_proof.py', ('nowhere.txt',))
 

@@ -1,10 +1,14 @@
-# PYTHON=/path/to/python3 chooses the interpreter; otherwise the newest on PATH from 3.11 to 3.13 is taken.
+# PYTHON=/path/to/python3 chooses the interpreter; otherwise the newest from 3.11 to 3.13 is taken, be it on PATH or
+# installed by pyenv or uv.
 
-.PHONY: help install train test lint clean
+PYTEST = .venv/bin/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+
+.PHONY: help install train test test-all lint clean
 
 help:
 	@echo 'make train    install into .venv, train configs/quickstart.py in runs/quickstart (again: resume)'
 	@echo 'make test     install into .venv, run the quick tests'
+	@echo 'make test-all install into .venv, run all tests: slow ones too, and proofs whose subject did not change'
 	@echo 'make lint     install into .venv, check the style'
 	@echo 'make clean    remove .venv and caches; runs/ stays'
 
@@ -15,7 +19,10 @@ train: install
 	.venv/bin/python train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: install
-	.venv/bin/python -m pytest
+	$(PYTEST)
+
+test-all: install
+	$(PYTEST) -m '' --all-proofs
 
 lint: install
 	.venv/bin/python -m ruff check .

@@ -39,9 +39,9 @@ def failing_shim(path):
   path.chmod(0o755)
 
 
-def find_python(*directories, python=''):
-  environment = {'PATH': ':'.join(map(str, directories)), 'PYTHON': python}
-  return subprocess.run([ROOT / 'scripts/find_python.sh'], env=environment, capture_output=True, text=True)
+def find_python(*directories, python='', version=(), **variables):
+  environment = {'PATH': ':'.join(map(str, directories)), 'PYTHON': python} | variables
+  return subprocess.run([ROOT / 'scripts/find_python.sh', *version], env=environment, capture_output=True, text=True)
 
 
 class TestFindPython:
@@ -65,6 +65,33 @@ class TestFindPython:
     fake_python(tmp_path / 'python3.12', of_version(3, 12, 4) + '; sys.modules["ensurepip"] = None')
     fake_python(tmp_path / 'python3.11', of_version(3, 11, 9))
     assert find_python(tmp_path).stdout == 'python-of-11\n'
+
+  @pytest.mark.parametrize('folder, variables', [
+    ('.pyenv/versions/3.13.1', {}),
+    ('.local/share/uv/python/cpython-3.13.1-linux-x86_64-gnu', {}),
+    ('py env/versions/3.13.1', {'PYENV_ROOT': 'py env'}),
+    ('of uv/cpython-3.13.1', {'UV_PYTHON_INSTALL_DIR': 'of uv'}),
+    ('share/uv/python/cpython-3.13.1', {'XDG_DATA_HOME': 'share'}),
+  ])
+  def test_finds_what_pyenv_and_uv_installed_outside_of_the_path(self, tmp_path, folder, variables):
+    fake_python(tmp_path / 'bin/python3', of_version(3, 12, 4))
+    fake_python(tmp_path / folder / 'bin/python3.13', of_version(3, 13, 1))
+    failing_shim(tmp_path / folder / '../newer/bin/python3.13')
+    variables = {name: str(tmp_path / value) for name, value in variables.items()}
+    assert find_python(tmp_path / 'bin', HOME=str(tmp_path), **variables).stdout == 'python-of-13\n'
+    assert find_python(tmp_path / 'bin').stdout == 'python-of-12\n'
+
+  def test_of_one_version_the_path_comes_first(self, tmp_path):
+    fake_python(tmp_path / 'bin/python3.12', of_version(3, 12, 4) + '; sys.executable = "on-path"')
+    fake_python(tmp_path / '.pyenv/versions/3.12.9/bin/python3.12', of_version(3, 12, 9))
+    assert find_python(tmp_path / 'bin', HOME=str(tmp_path)).stdout == 'on-path\n'
+
+  def test_a_version_can_be_asked_for(self, tmp_path):
+    fake_python(tmp_path / 'bin/python3', of_version(3, 13, 1))
+    fake_python(tmp_path / '.pyenv/versions/3.11.9/bin/python3.11', of_version(3, 11, 9))
+    assert find_python(tmp_path / 'bin', HOME=str(tmp_path), version=['3.11']).stdout == 'python-of-11\n'
+    result = find_python(tmp_path / 'bin', HOME=str(tmp_path), version=['3.12'])
+    assert result.returncode == 1 and 'nor uv has 3.12 that runs' in result.stderr
 
   def test_says_why_each_was_refused(self, tmp_path):
     failing_shim(tmp_path / 'python3.13')

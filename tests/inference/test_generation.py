@@ -11,6 +11,7 @@ from configs import base
 from data.tokenizers.bytes import BytesTokenizer
 from inference import generation
 
+pytestmark = pytest.mark.values_only
 PROMPTS = ['The cat', '', 'é', 'A longer prompt than the others', 'x', 'yz']
 
 

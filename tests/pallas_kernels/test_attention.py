@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import types
 
 import hypothesis
 import hypothesis.strategies as st
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from harness import covering
 
 from pallas_kernels import AttentionSpec, Device, Shapes, attention, blocks, blockwise, supports, target
 from pallas_kernels.attention import _log_choice
@@ -41,60 +43,79 @@ def small_blocks():
   patch.undo()
 
 
-@st.composite
-def _calls(draw, longest=40):
-  """Returns (q, k, v, spec) of any head ratio, length and mix of fields."""
-  random = np.random.default_rng(draw(st.integers(0, 2**16)))
-  batch, kv_heads, groups = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 3))
-  q_len, kv_len = draw(st.integers(1, longest)), draw(st.integers(1, longest))
-  heads, head_dim = kv_heads * groups, draw(st.sampled_from([1, 8]))
-  dtype = draw(st.sampled_from([jnp.float32, jnp.bfloat16]))
+_SHORT = [(19, 19), (40, 40), (24, 7), (1, 33), (31, 40), (5, 1)]
+_LONG = [(600, 600), (599, 257), (1, 600), (333, 48), (130, 513), (300, 1)]
+_OPTIONS = {
+  'batch': [1, 2], 'kv_heads': [1, 2], 'groups': [1, 2, 3], 'head_dim': [1, 8], 'dtype': [jnp.float32, jnp.bfloat16],
+  'causal': [False, True], 'window': [None, 1, 7, 30], 'softcap': [None, 2.0], 'scale': [None, 0.5],
+  'segments': [False, True], 'order': [False, True], 'slopes': [False, True], 'sinks': [False, True],
+  'dropout_rate': [0.0, 0.3],
+  # Whether a bias is of the rows of the batch, of the heads and of the queries.
+  'bias': [None, (True, True, True), (False, True, False), (True, False, True), (False, False, False),
+           (False, True, True)],
+  'bias_dtype': [jnp.float32, jnp.bfloat16],
+}
 
-  def normal(*shape, dtype=dtype):
+
+def _cases(lengths, strength=2):
+  """Calls that together hold all pairs (or triples) of options: any head ratio, length and mix of fields."""
+  rows = covering.rows({'lengths': lengths, **_OPTIONS}, strength)
+  return [types.SimpleNamespace(**row) for row in rows]
+
+
+def _call(case, seed):
+  """Returns (q, k, v, the fields of the spec that are arrays)."""
+  random = np.random.default_rng(seed)
+  (q_len, kv_len), heads = case.lengths, case.kv_heads * case.groups
+
+  def normal(*shape, dtype=case.dtype):
     return jnp.asarray(random.normal(size=shape), dtype)
 
   def ids(length, low, high):
-    return jnp.asarray(random.integers(low, high, (batch, length)), jnp.int32)
+    return jnp.asarray(random.integers(low, high, (case.batch, length)), jnp.int32)
 
-  spec = {
-    'causal': draw(st.booleans()),
-    'window': draw(st.sampled_from([None, 1, 7, 30])),
-    'softcap': draw(st.sampled_from([None, 2.0])),
-    'scale': draw(st.sampled_from([None, 0.5])),
-  }
-  if draw(st.booleans()):
-    spec |= {'q_segment_ids': ids(q_len, 0, 3), 'kv_segment_ids': ids(kv_len, 0, 3)}
-  if draw(st.booleans()):
-    spec |= {'q_order': ids(q_len, 0, 40), 'kv_order': ids(kv_len, 0, 40)}
-  if draw(st.booleans()):
-    spec['alibi_slopes'] = jnp.asarray(random.uniform(0, 0.2, heads), jnp.float32)
-  if draw(st.booleans()):
-    shape = [draw(st.sampled_from([1, full])) for full in (batch, heads, q_len)]
-    spec['bias'] = normal(*shape, kv_len, dtype=draw(st.sampled_from([jnp.float32, jnp.bfloat16])))
-  if draw(st.booleans()):
-    spec['sinks'] = normal(heads, dtype=jnp.float32)
-  if draw(st.booleans()):
-    spec |= {'dropout_rate': 0.3, 'dropout_seed': jnp.uint32(random.integers(2**32))}
-    if draw(st.booleans()):
-      spec['dropout_offset'] = jnp.asarray(random.integers(0, 2**20, 4), jnp.int32)
-  q, k, v = normal(batch, q_len, heads, head_dim), *(normal(batch, kv_len, kv_heads, head_dim) for _ in 'kv')
-  return q, k, v, AttentionSpec(**spec)
+  arrays = {}
+  if case.segments:
+    arrays |= {'q_segment_ids': ids(q_len, 0, 3), 'kv_segment_ids': ids(kv_len, 0, 3)}
+  if case.order:
+    arrays |= {'q_order': ids(q_len, 0, 40), 'kv_order': ids(kv_len, 0, 40)}
+  if case.slopes:
+    arrays['alibi_slopes'] = jnp.asarray(random.uniform(0, 0.2, heads), jnp.float32)
+  if case.bias is not None:
+    shape = [full if own else 1 for own, full in zip(case.bias, (case.batch, heads, q_len), strict=True)]
+    arrays['bias'] = normal(*shape, kv_len, dtype=case.bias_dtype)
+  if case.sinks:
+    arrays['sinks'] = normal(heads, dtype=jnp.float32)
+  if case.dropout_rate:
+    arrays['dropout_seed'] = jnp.uint32(random.integers(2**32))
+    arrays['dropout_offset'] = jnp.asarray(random.integers(0, 2**20, 4), jnp.int32)
+  keys = case.batch, kv_len, case.kv_heads, case.head_dim
+  return normal(case.batch, q_len, heads, case.head_dim), normal(*keys), normal(*keys), arrays
 
 
-def _outputs_and_gradients(q, k, v, spec, implementation):
-  learned = {name: getattr(spec, name) for name in _LEARNED if getattr(spec, name) is not None}
+def _outputs_and_gradients(case, implementation):
+  """Returns a compiled function of a call of the case: outputs and all gradients, by name."""
+  spec = AttentionSpec(causal=case.causal, window=case.window, softcap=case.softcap, scale=case.scale,
+                       dropout_rate=case.dropout_rate)
 
-  def loss(q, k, v, learned):
+  def loss(q, k, v, learned, arrays):
     out, lse = attention(
-      q, k, v, dataclasses.replace(spec, **learned), implementation=implementation, return_lse=True
+      q, k, v, dataclasses.replace(spec, **learned, **arrays), implementation=implementation, return_lse=True
     )
     weights = jnp.sin(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
     finite = jnp.where(lse > -jnp.inf, lse, 0)
     return jnp.sum(out * weights) + jnp.sum(finite * weights[..., 0]), (out, lse)
 
-  with _device(implementation):
-    (_, outputs), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))(q, k, v, learned)
-  return dict(zip(('out', 'lse', 'q', 'k', 'v', 'learned'), (*outputs, *gradients), strict=True))
+  gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))
+
+  def run(q, k, v, arrays):
+    learned = {name: arrays[name] for name in _LEARNED if name in arrays}
+    others = {name: array for name, array in arrays.items() if name not in learned}
+    with _device(implementation):
+      (_, outputs), found = gradients(q, k, v, learned, others)
+    return dict(zip(('out', 'lse', 'q', 'k', 'v', 'learned'), (*outputs, *found), strict=True))
+
+  return run
 
 
 def _assert_close(got, expected, dtype):
@@ -111,30 +132,34 @@ def _assert_close(got, expected, dtype):
     np.testing.assert_allclose(have, want, rtol=0, atol=allowed, err_msg=name)
 
 
-@pytest.mark.parametrize('implementation', ['blockwise', 'tpu'])
-@hypothesis.given(call=_calls())
-@hypothesis.settings(max_examples=8)
-def test_it_agrees_with_the_reference(implementation, call):
-  _check(implementation, *call)
+def _agree(case, implementations, draws):
+  """Compiles a case once for each implementation and compares them for several drawn values."""
+  reference, *others = (_outputs_and_gradients(case, name) for name in ('reference', *implementations))
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize('implementation, longest, examples', [
-  ('blockwise', 40, 200), ('blockwise', 600, 30), ('tpu', 40, 60), ('tpu', 600, 15),
-])
-def test_it_agrees_with_the_reference_at_length(implementation, longest, examples):
-  @hypothesis.given(call=_calls(longest))
-  @hypothesis.settings(max_examples=examples)
-  def agrees(call):
-    _check(implementation, *call)
+  @hypothesis.given(seed=st.integers(0, 2**16))
+  @hypothesis.settings(max_examples=draws)
+  def agrees(seed):
+    call = _call(case, seed)
+    expected = reference(*call)
+    for other in others:
+      _assert_close(other(*call), expected, case.dtype)
 
   agrees()
 
 
-def _check(implementation, q, k, v, spec):
-  expected = _outputs_and_gradients(q, k, v, spec, 'reference')
-  got = _outputs_and_gradients(q, k, v, spec, implementation)
-  _assert_close(got, expected, q.dtype)
+@pytest.mark.parametrize('case', _cases(_SHORT)[:8], ids=range(8))
+def test_it_agrees_with_the_reference(case):
+  _agree(case, ['blockwise', 'tpu'], draws=2)
+
+
+@pytest.mark.slow
+@pytest.mark.proof()
+@pytest.mark.parametrize('implementation, lengths, strength, draws', [
+  ('blockwise', _SHORT, 3, 5), ('blockwise', _LONG, 2, 2), ('tpu', _SHORT, 2, 4), ('tpu', _LONG[:3], 2, 1),
+], ids=['blockwise-short', 'blockwise-long', 'tpu-short', 'tpu-long'])
+def test_it_agrees_with_the_reference_at_length(implementation, lengths, strength, draws):
+  for case in _cases(lengths, strength):
+    _agree(case, [implementation], draws)
 
 
 def _qkv(batch=2, q_len=19, kv_len=19, heads=4, kv_heads=2, head_dim=8, dtype=jnp.float32):
@@ -149,12 +174,15 @@ def test_a_row_that_sees_nothing_gives_zeros_and_zero_gradients_whatever_arrives
   segments = jnp.ones((2, 19), jnp.int32).at[:, 11:].set(0)
   spec = AttentionSpec(causal=True, q_segment_ids=segments, kv_segment_ids=segments)
 
+  @jax.jit
   def run(q, k, v):
-    return attention(q, k, v, spec, implementation=implementation, return_lse=True)
+    (out, lse), vjp = jax.vjp(
+      lambda *qkv: attention(*qkv, spec, implementation=implementation, return_lse=True), q, k, v)
+    return out, lse, vjp((jnp.ones_like(out), jnp.where(lse > -jnp.inf, 1.0, 7.0)))
 
   with _device(implementation):
-    (out, lse), vjp = jax.vjp(run, q, k, v)
-    d_q, d_k, d_v = vjp((jnp.ones_like(out), jnp.where(lse > -jnp.inf, 1.0, 7.0)))
+    out, lse, (d_q, d_k, d_v) = run(q, k, v)
+  out, lse = np.asarray(out), np.asarray(lse)
   assert not np.any(out[:, 11:]) and np.all(lse[:, 11:] == -np.inf) and np.all(lse[:, :11] > -np.inf)
   assert all(np.all(np.isfinite(x)) for x in (d_q, d_k, d_v))
   assert not np.any(d_q[:, 11:]) and not np.any(d_k[:, 11:]) and not np.any(d_v[:, 11:])
@@ -170,11 +198,13 @@ def test_parts_of_the_keys_merge_by_their_lse_in_values_and_gradients(implementa
     lse = jnp.logaddexp(lse_a, lse_b)
     return jnp.exp(lse_a - lse)[..., None] * out_a + jnp.exp(lse_b - lse)[..., None] * out_b
 
+  def with_gradients(f):
+    return jax.jit(jax.value_and_grad(lambda k, v: (jnp.sum(jnp.sin(out := f(k, v))), out), (0, 1), has_aux=True))(k, v)
+
   with _device(implementation):
-    np.testing.assert_allclose(merged(k, v), call(k, v)[0], atol=1e-5)
-    gradients = [jax.grad(lambda k, v, f=f: jnp.sum(jnp.sin(f(k, v))), (0, 1))(k, v)
-                 for f in (merged, lambda k, v: call(k, v)[0])]
-  for one, other in zip(*gradients, strict=True):
+    ((_, value), gradients), ((_, expected), expected_gradients) = (
+      with_gradients(f) for f in (merged, lambda k, v: call(k, v)[0]))
+  for one, other in zip((value, *gradients), (expected, *expected_gradients), strict=True):
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
@@ -182,7 +212,7 @@ def test_dropout_drops_its_share_keeps_the_mean_and_depends_on_the_seed():
   q, k, v = _qkv(q_len=64, kv_len=64)
   q = jnp.zeros_like(q)
   v = jnp.ones_like(v)
-  run = lambda seed: attention(q, k, v, AttentionSpec(dropout_rate=0.25, dropout_seed=jnp.uint32(seed)))
+  run = jax.jit(lambda seed: attention(q, k, v, AttentionSpec(dropout_rate=0.25, dropout_seed=jnp.uint32(seed))))
   kept = np.asarray(run(1)) * 0.75  # uniform attention to ones: the share of keys kept
   assert abs(kept.mean() - 0.75) < 0.01
   assert 0.03 < kept[..., 0].std() < 0.08  # sqrt(0.75 * 0.25 / 64) = 0.054

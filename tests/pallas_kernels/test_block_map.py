@@ -5,13 +5,18 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from harness import covering
 
 from pallas_kernels import AttentionSpec, Shapes
 from pallas_kernels.block_map import HIDDEN, PARTLY, WHOLLY, block_map, visible_blocks
 from pallas_kernels.reference import _mask_and_bias
 
-_INDICES = st.fixed_dictionaries({'causal': st.booleans(), 'window': st.sampled_from([None, 1, 4, 11])})
-_SIZES = st.tuples(st.integers(1, 30), st.integers(1, 30), st.sampled_from([1, 4, 7]), st.sampled_from([1, 4, 7]))
+# Fixed, because each is compiled anew: with them all pairs of lengths, sizes of blocks and indices are seen.
+_CASES = covering.rows({
+  'q_len': [1, 8, 13, 30], 'kv_len': [1, 7, 20, 30], 'q_size': [1, 4, 7], 'k_size': [1, 4, 7],
+  'causal': [False, True], 'window': [None, 1, 4, 11],
+})
 
 
 def _shapes(q_len, kv_len):
@@ -29,9 +34,15 @@ def _dense(spec, shapes, q_size, k_size):
   return (np.stack([np.stack([f(x, axis=(1, 2)) for x in row], -1) for row in blocks], 1) for f in (np.any, np.all))
 
 
-@hypothesis.given(_INDICES, _SIZES)
-@hypothesis.settings(max_examples=40)
-def test_indices_are_summed_up_exactly_and_before_anything_is_traced(fields, sizes):
+def _split(case):
+  """Fields of the spec, and lengths with sizes of blocks."""
+  return ({name: case[name] for name in ('causal', 'window')},
+          tuple(case[name] for name in ('q_len', 'kv_len', 'q_size', 'k_size')))
+
+
+@pytest.mark.parametrize('case', _CASES, ids=range(len(_CASES)))
+def test_indices_are_summed_up_exactly_and_before_anything_is_traced(case):
+  fields, sizes = _split(case)
   spec, shapes = AttentionSpec(**fields), _shapes(*sizes[:2])
   kinds = block_map(spec, shapes, *sizes[2:])
   some, every = (x[:1] for x in _dense(spec, shapes, *sizes[2:]))
@@ -39,9 +50,10 @@ def test_indices_are_summed_up_exactly_and_before_anything_is_traced(fields, siz
   np.testing.assert_array_equal(kinds, np.where(every, WHOLLY, np.where(some, PARTLY, HIDDEN)))
 
 
-@hypothesis.given(_INDICES, _SIZES, st.integers(0, 2**16), st.booleans(), st.booleans())
+@hypothesis.given(st.sampled_from(_CASES), st.integers(0, 2**16), st.booleans(), st.booleans())
 @hypothesis.settings(max_examples=25)
-def test_segments_and_orders_never_hide_what_is_visible_nor_show_what_is_hidden(fields, sizes, seed, segments, orders):
+def test_segments_and_orders_never_hide_what_is_visible_nor_show_what_is_hidden(case, seed, segments, orders):
+  fields, sizes = _split(case)
   random, shapes = np.random.default_rng(seed), _shapes(*sizes[:2])
   ids = lambda length, high: jnp.asarray(np.sort(random.integers(0, high, (2, length)), axis=1), jnp.int32)
   if segments:
@@ -60,8 +72,9 @@ def test_sorted_segments_are_found_hidden_and_whole():
   np.testing.assert_array_equal(kinds, [np.diag([WHOLLY, WHOLLY, HIDDEN])])
 
 
-@hypothesis.given(st.integers(0, 2**16), st.integers(1, 5), st.integers(1, 5))
-def test_lists_hold_the_visible_blocks_in_order_and_then_the_last_again(seed, q_blocks, k_blocks):
+@hypothesis.given(st.integers(0, 2**16), st.sampled_from([(1, 1), (1, 4), (2, 1), (3, 3), (5, 4), (4, 5)]))
+def test_lists_hold_the_visible_blocks_in_order_and_then_the_last_again(seed, sizes):
+  q_blocks, k_blocks = sizes
   kinds = np.random.default_rng(seed).integers(0, 3, (2, q_blocks, k_blocks)).astype(np.int32)
   blocks, counts = visible_blocks(kinds)
   assert blocks.shape[-1] == max(1, counts.max())

@@ -13,7 +13,6 @@ from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 from pallas_kernels import (
   AttentionSpec,
   Device,
-  Partition,
   Shapes,
   attention,
   cudnn,
@@ -78,6 +77,7 @@ def _check(q, k, v, spec):
     np.testing.assert_allclose(have, want, rtol=0, atol=tolerance * max(1, np.abs(want).max()), err_msg=name)
 
 
+@pytest.mark.proof()
 def test_causal_grouped_heads_of_a_length_that_divides_nothing():
   _check(*_call(75, causal=True))
 
@@ -109,19 +109,26 @@ _CASES = {
 
 
 @pytest.mark.slow
+@pytest.mark.proof()
 @pytest.mark.parametrize('case', _CASES)
 def test_it_agrees_with_the_reference_without_races(case):
   _check(*_CASES[case]())
 
 
 @pytest.mark.slow
+@pytest.mark.proof()
 def test_dropout_is_the_same_whatever_the_mesh():
   q, k, v, spec = _call(70, batch=2, heads=2, kv_heads=2, dropout_rate=0.3, dropout_seed=jnp.uint32(77))
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ('rows', 'columns'))
+  mesh = jax.make_mesh((2, 2), ('rows', 'columns'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
   parts = jax.sharding.PartitionSpec('rows', None, 'columns')
+
+  def attend(q, k, v):
+    first = [jax.lax.axis_index(name) for name in ('rows', 'columns')]
+    part = dataclasses.replace(spec, dropout_offset=jnp.stack([*first, jnp.int32(0), jnp.int32(0)]))
+    return attention(q, k, v, part, implementation='hopper')
+
   with target(dataclasses.replace(_H200, interpret=InterpretGPUParams())):
-    got = jax.jit(lambda q, k, v: attention(
-      q, k, v, spec, implementation='hopper', partition=Partition(mesh, parts, parts)))(q, k, v)
+    got = jax.jit(jax.shard_map(attend, mesh=mesh, in_specs=(parts,) * 3, out_specs=parts))(q, k, v)
   expected = attention(q, k, v, spec, implementation='reference')
   np.testing.assert_allclose(np.asarray(got, np.float32), np.asarray(expected, np.float32), atol=3e-2)
 
@@ -135,6 +142,7 @@ def test_warpgroups_ask_for_no_more_registers_than_a_kernel_starts_with(warpgrou
 
 
 @pytest.mark.slow
+@pytest.mark.proof()
 def test_decoding_splits_the_keys_and_merges_them(monkeypatch):
   monkeypatch.setattr(decode, '_SHORTEST_PART', 128)
   _check(*_call(2, 256, heads=2, causal=True, window=140, sinks=_normal(2)))
@@ -178,6 +186,7 @@ def test_ranges_cover_what_is_visible_and_leave_unmasked_only_what_wholly_is(spe
     assert not np.any(kinds[batch, row, :start]) and not np.any(kinds[batch, row, end:])
 
 
+@pytest.mark.proof()
 def test_the_gradient_of_the_queries_is_the_same_from_a_kernel_of_its_own(monkeypatch):
   monkeypatch.setitem(tuning.KEYS, 64, dataclasses.replace(tuning.KEYS[64], fused=False))
   _check(*_call(130, causal=True))

@@ -13,6 +13,8 @@ _TARGET = common.ROOT.parent / 'shared/aot/h200.txtpb'
 
 
 @pytest.mark.slow
+@pytest.mark.proof('benchmarks/results/hopper_registers.json',
+                   built_with=('jax-cuda13-plugin', 'nvidia-cuda-nvcc', 'nvidia-nvvm'))
 def test_no_kernel_spills_registers_or_serialises_products_and_the_committed_table_is_of_these_cases(tmp_path):
   pytest.importorskip('jax_cuda13_plugin', reason='compiling for a GPU takes the extra gpu-compile')
   if not _TARGET.is_file():

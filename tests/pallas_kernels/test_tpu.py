@@ -13,6 +13,7 @@ from pallas_kernels import AttentionSpec, Device, Partition, Shapes, attention, 
 from pallas_kernels.tpu import tuning
 from pallas_kernels.tpu.tuning import Blocks, Tuning
 
+pytestmark = pytest.mark.proof()
 _TPU = Device('tpu', interpret=True)
 _CAUSAL = AttentionSpec(causal=True)
 

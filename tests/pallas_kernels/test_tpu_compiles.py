@@ -13,7 +13,7 @@ from pallas_kernels import AttentionSpec, Device, attention, target
 from pallas_kernels.tpu import tuning
 from pallas_kernels.tpu.tuning import Blocks, Tuning
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.proof(built_with=('libtpu',))]
 _BATCH, _LENGTH, _HEADS, _KV_HEADS = 2, 2048, 4, 2
 _TOPOLOGIES = {'TPU v5 lite': 'v5e:2x2', 'TPU v5': 'v5p:2x2x1', 'TPU v6 lite': 'v6e:2x2'}
 _ENTRIES = [(kind, *key) for kind, entries in tuning.TABLE.items() for key in entries]

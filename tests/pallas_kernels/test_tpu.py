@@ -1,7 +1,6 @@
 """What the TPU kernels promise besides their values, simulated: blocks skipped, composition, sharding, no races."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import AttentionSpec, Device, Partition, Shapes, attention, supports, target
+from pallas_kernels import AttentionSpec, Device, Shapes, attention, supports, target
 from pallas_kernels.tpu import tuning
 from pallas_kernels.tpu.tuning import Blocks, Tuning
 
@@ -134,16 +133,20 @@ def test_heads_and_batch_split_by_shard_map(segmented):
 
 def test_dropout_is_the_same_whatever_the_mesh():
   q, k, v = _qkv(batch=4, q_len=20, kv_len=20)
-  spec = AttentionSpec(
-    causal=True, dropout_rate=0.3, dropout_seed=jnp.uint32(11), dropout_offset=jnp.asarray([3, 8, 100, 7]))
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]).reshape(2, 2, 2), ('rows', 'more rows', 'columns'))
-  parts = jax.sharding.PartitionSpec(('rows', 'more rows'), None, 'columns')
+  first = jnp.asarray([3, 8, 100, 7])
+  spec = AttentionSpec(causal=True, dropout_rate=0.3, dropout_seed=jnp.uint32(11), dropout_offset=first)
+  mesh = jax.make_mesh((4, 2), ('rows', 'columns'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  parts = jax.sharding.PartitionSpec('rows', None, 'columns')
 
-  def loss(partition, q, k, v):
-    return jnp.sum(jnp.sin(attention(q, k, v, spec, implementation='tpu', partition=partition)))
+  def attend(q, k, v, spec=spec):
+    return attention(q, k, v, spec, implementation='tpu')
 
-  expected, got = (_gradient(functools.partial(loss, partition), q, k, v)
-                   for partition in (None, Partition(mesh, parts, parts)))
+  def attend_to_part(q, k, v):
+    here = jnp.stack([jax.lax.axis_index('rows') * q.shape[0], jax.lax.axis_index('columns') * q.shape[2], 0, 0])
+    return attend(q, k, v, dataclasses.replace(spec, dropout_offset=first + here))
+
+  split = jax.shard_map(attend_to_part, mesh=mesh, in_specs=(parts,) * 3, out_specs=parts)
+  expected, got = (_gradient(lambda *x, f=f: jnp.sum(jnp.sin(f(*x))), q, k, v) for f in (attend, split))
   _assert_close(got, expected)
 
 

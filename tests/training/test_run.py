@@ -138,7 +138,6 @@ def test_a_run_goes_on_longer_but_not_with_another_model(make_config, tmp_path):
     training.train(make_config(optimizer__learning_rate=0.5), tmp_path)
 
 
-<<<<<<< HEAD
 def test_the_run_of_an_older_version_goes_on(corpus, tmp_path):
   """Its directory holds a config.json with the keys of that version."""
   values = json.loads((ROOT / 'tests' / 'golden' / 'old_config.json').read_text())
@@ -149,8 +148,9 @@ def test_the_run_of_an_older_version_goes_on(corpus, tmp_path):
   assert training.load_run(tmp_path).config == config
   assert training.train(config, tmp_path) and [line['step'] for line in lines(tmp_path)][:3] == [1, 2, 3]
   assert json.loads((tmp_path / 'config.json').read_text())['model']['attention']['qk_norm'] is True
-=======
-_STILL = {'model__dropout_rate': 0.0, 'model__attention_dropout_rate': 0.0, 'model__vocab_size': 320}
+
+
+_STILL = {'model__dropout_rate': 0.0, 'model__attention__dropout_rate': 0.0, 'model__vocab_size': 320}
 
 
 def three_steps(config):
@@ -159,14 +159,13 @@ def three_steps(config):
   state, record = compiled.init(), []
   for seed in range(3):
     state, metrics = compiled.step(state, random_batch(seed))
-    record.append([float(metrics[key]) for key in ('total_loss', 'grad_norm')])
+    record.append([metrics[key].value for key in ('total_loss', 'grad_norm')])
   return np.array(record), state
 
 
 @pytest.fixture(scope='module')
 def steps_of_one_device(make_config):
   return three_steps(make_config(**_STILL))[0]
->>>>>>> wt-tests
 
 
 @pytest.mark.parametrize(
@@ -178,25 +177,10 @@ def steps_of_one_device(make_config):
   ],
   ids=str,
 )
-<<<<<<< HEAD
-def test_meshes_give_the_losses_and_gradients_of_one_device(make_config, changes):
-  still = {'model__dropout_rate': 0.0, 'model__attention__dropout_rate': 0.0, 'model__vocab_size': 320}
-  gradient_norms = {}
-  for name, extra in (('one', {}), ('many', changes)):
-    compiled = program.build(make_config(**still, **extra))
-    state, record = compiled.init(), []
-    for seed in range(3):
-      state, metrics = compiled.step(state, random_batch(seed))
-      record.append([metrics[key].value for key in ('total_loss', 'grad_norm')])
-    gradient_norms[name] = np.array(record)
-    shardings = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.params)}
-  np.testing.assert_allclose(gradient_norms['many'], gradient_norms['one'], rtol=1e-5)
-=======
 def test_meshes_give_the_losses_and_gradients_of_one_device(make_config, steps_of_one_device, changes):
   record, state = three_steps(make_config(**_STILL, **changes))
   shardings = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.params)}
   np.testing.assert_allclose(record, steps_of_one_device, rtol=1e-5)
->>>>>>> wt-tests
   if changes.get('zero_stage') == 3:
     assert any('fsdp' in spec for spec in shardings)
     largest = max(jax.tree.leaves(state.opt_state), key=lambda leaf: leaf.size)
@@ -212,32 +196,14 @@ def random_batch(seed, rows=16, row_length=33):
   return objectives.Causal().examples({'tokens': tokens, 'segment_ids': segment_ids, 'positions': positions}, None)
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize('changes', [{'mesh__data': 8}, {'mesh__fsdp': 8, 'zero_stage': 3}], ids=str)
-def test_gradients_over_a_mesh_leaf_by_leaf(make_config, changes):
-  def gradients(**extra):
-    config = make_config(model__vocab_size=320, model__init_scale=0.2, **extra)
-    compiled = program.build(config)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, compiled.abstract_state.params)
-    gradient = parallel.compile_evaluation(
-      lambda params, batch: jax.grad(compiled.task.loss, has_aux=True)(params, batch, None)[0],
-      compiled.mesh,
-      shardings,
-      compiled.batch_shardings,
-      config.zero_stage,
-    )
-    return jax.tree.leaves(gradient(compiled.init().params, random_batch(0)))
-=======
 def gradients(config):
   """Returns the leaves of the gradient of the loss at the first parameters."""
   compiled = program.build(config)
-  loss = objectives.loss(config.objective, compiled.model)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, compiled.abstract_state.params)
   gradient = parallel.compile_evaluation(
-    lambda params, batch: jax.grad(loss, has_aux=True)(params, batch, None)[0], compiled.mesh, shardings
-  )
+    lambda params, batch: jax.grad(compiled.task.loss, has_aux=True)(params, batch, None)[0], compiled.mesh,
+    shardings, compiled.batch_shardings, config.zero_stage)
   return [np.asarray(leaf) for leaf in jax.tree.leaves(gradient(compiled.init().params, random_batch(0)))]
->>>>>>> wt-tests
 
 
 @pytest.fixture(scope='module')
@@ -253,10 +219,6 @@ def test_gradients_over_a_mesh_leaf_by_leaf(make_config, gradients_of_one_device
 
 
 def test_accumulation_gives_the_step_of_the_whole_batch(make_config):
-<<<<<<< HEAD
-  still = {'model__dropout_rate': 0.0, 'model__attention__dropout_rate': 0.0, 'model__vocab_size': 320}
-=======
->>>>>>> wt-tests
   results = []
   for accumulation_steps in (1, 4):
     compiled = program.build(make_config(optimizer__accumulation_steps=accumulation_steps, **_STILL))

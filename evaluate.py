@@ -12,15 +12,12 @@ import math
 import pathlib
 import sys
 
-_ROWS = (  # key of the result, what the table calls it, format
-    ('loss', 'loss (nats a token)', '{:.4f}'),
-    ('perplexity', 'perplexity', '{:,.2f}'),
-    ('accuracy', 'accuracy', '{:.2%}'),
-    ('bits_per_byte', 'bits per byte', '{:.4f}'),
-    ('tokens', 'tokens', '{:,}'),
-    ('bytes', 'bytes', '{:,}'),
-    ('documents', 'documents', '{:,}'),
-)
+# What the table calls a result and how it writes it, where that is not its key and four decimals.
+_SHOWN = {
+    'loss': ('loss (nats a token)', '{:.4f}'), 'perplexity': ('perplexity', '{:,.2f}'),
+    'accuracy': ('accuracy', '{:.2%}'), 'tokens': ('tokens', '{:,}'), 'bytes': ('bytes', '{:,}'),
+    'documents': ('documents', '{:,}'),
+}
 
 
 def parse(arguments):
@@ -78,8 +75,9 @@ def show(result: dict, title: str) -> None:
   import rich.table
 
   table = rich.table.Table('', rich.table.Column(justify='right'), show_header=False)
-  for key, name, form in _ROWS:
-    table.add_row(name, form.format(result[key]))
+  for key, value in result.items():
+    name, form = _SHOWN.get(key, (key.replace('_', ' '), '{:,.4f}'))
+    table.add_row(name, form.format(value))
   console = rich.console.Console()
   console.print(title, soft_wrap=True, markup=False, highlight=False)
   console.print(table)

@@ -1,9 +1,9 @@
-"""Tokens per second of greedy generation with the 124M shape of GPT-2, in float32 and random weights.
+"""Tokens per second of greedy generation with the 124M shape of GPT-2 and random weights.
 
   python -m benchmarks.generation [--torch-python=PATH] [--rows 1 8] [--rounds 5] [--new_tokens 64]
 
-With --torch-python, an interpreter that has PyTorch and transformers, their generate() takes turns with this
-project's, in float32 and bfloat16. Reading the prompts is part of the time.
+Float32 and bfloat16 take turns; with --torch-python, an interpreter that has PyTorch and transformers, their generate()
+too. Reading the prompts is part of the time.
 """
 
 import argparse
@@ -14,15 +14,16 @@ import sys
 from benchmarks import common
 
 PROMPT_TOKENS = 32
-TORCH_DTYPES = ('float32', 'bfloat16')
+DTYPES = ('float32', 'bfloat16')
 
 
 def start_workers(torch_python: str | None) -> dict[str, common.Worker]:
   """A worker for each column of the table, by its name."""
-  workers = {'meshlm float32': common.Worker(sys.executable, '-m', 'benchmarks.generation_worker')}
+  workers = {f'meshlm {dtype}': common.Worker(sys.executable, '-m', 'benchmarks.generation_worker', dtype)
+             for dtype in DTYPES}
   if torch_python:
     workers |= {f'transformers {dtype}': common.Worker(torch_python, 'benchmarks/torch/generation_worker.py', dtype)
-                for dtype in TORCH_DTYPES}
+                for dtype in DTYPES}
   return workers
 
 

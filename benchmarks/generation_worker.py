@@ -1,6 +1,6 @@
 """Generation with the 124M shape of GPT-2 and random weights, on request.
 
-  python -m benchmarks.generation_worker
+  python -m benchmarks.generation_worker bfloat16
 
 Lines `{"rows": b, "prompt_tokens": p, "new_tokens": n}` in, lines `{"seconds": s}` out.
 """
@@ -12,6 +12,7 @@ import types
 
 import inference
 import model as model_lib
+import precision
 from training import configs
 
 VOCAB = 50257
@@ -30,9 +31,11 @@ class Numbers:
 
 
 def main():
-  config = configs.load('configs/gpt2.py', ['--config.model.max_length=1024'])
+  config = configs.load('configs/gpt2.py',
+                        ['--config.model.max_length=1024', f'--config.precision.dtype={sys.argv[1]}'])
   model, params = model_lib.build(config.model)
-  run = types.SimpleNamespace(model=model, params=params, tokenizer=Numbers())
+  run = types.SimpleNamespace(decoder=precision.Decoder(model, precision.policy(config.precision)), params=params,
+                              tokenizer=Numbers())
   print(json.dumps({'parameters': model.num_params}), flush=True)
   for line in sys.stdin:
     request = json.loads(line)

@@ -35,7 +35,7 @@ class Generation:
 @dataclasses.dataclass(frozen=True)
 class _Request:
   """What is decoded: token ids, their index among all prompts, and how."""
-  model: object
+  decoder: object
   params: dict
   vocabulary: decode.Vocabulary
   prompts: list[list[int]]
@@ -49,7 +49,7 @@ def generate(run, prompts: Sequence[str], *, max_new_tokens: int = 64, temperatu
   """Continues each prompt; an empty one begins a new document.
 
   Args:
-    run: has `model`, `params` and `tokenizer`, as `training.load_run` returns.
+    run: has `decoder` (see `precision.Decoder`), `params` and `tokenizer`, as `training.load_run` returns.
     prompts: texts.
     max_new_tokens: tokens a continuation at most.
     temperature: logits are divided by it; 0 = always the most probable token.
@@ -73,13 +73,14 @@ def generate(run, prompts: Sequence[str], *, max_new_tokens: int = 64, temperatu
   _check(prompts, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, num_beams, seed, on_tokens)
   tokenizer = run.tokenizer
   ids = _encode(tokenizer, prompts)
-  if max_new_tokens > (room := _room(run.model, ids)):
+  if max_new_tokens > (room := _room(run.decoder, ids)):
     advice = f'ask for at most {room} new tokens' if room > 0 else 'shorten it'
     raise ValueError(f'the longest prompt has {max(map(len, ids))} tokens, with the mark that begins a document; '
-                     f'{max_new_tokens} new ones do not fit into the {run.model.length_limit} positions that the '
+                     f'{max_new_tokens} new ones do not fit into the {run.decoder.length_limit} positions that the '
                      f'model learned: {advice}')
   vocabulary = decode.Vocabulary(tokenizer.vocab_size, tokenizer.eos_id if stop_at_eos else -1)
-  request = _Request(run.model, run.model.unstacked(run.params), vocabulary, ids, max_new_tokens)
+  params = run.decoder.unstacked(run.params, decode.pad([[tokenizer.eos_id]], 1).stream)
+  request = _Request(run.decoder, params, vocabulary, ids, max_new_tokens)
   penalty = None if repetition_penalty == 1.0 else repetition_penalty
   if num_beams > 1:
     limits = beam.Limits(max_new_tokens, length_penalty, penalty)
@@ -91,17 +92,17 @@ def generate(run, prompts: Sequence[str], *, max_new_tokens: int = 64, temperatu
   return [_generation(tokenizer, prompt, ids[i], vocabulary.eos_id, *results[i]) for i, prompt in enumerate(prompts)]
 
 
-def sample_texts(model, params, tokenizer, prompts: Sequence[str], max_new_tokens: int, seed: int) -> list[str]:
+def sample_texts(decoder, params, tokenizer, prompts: Sequence[str], max_new_tokens: int, seed: int) -> list[str]:
   """Continuations at temperature 0.8 as texts, for samples during training; they end where learned positions do."""
-  max_new_tokens = min(max_new_tokens, max(1, _room(model, _encode(tokenizer, prompts))))
-  generations = generate(_Run(model, params, tokenizer), prompts, max_new_tokens=max_new_tokens, temperature=0.8,
+  max_new_tokens = min(max_new_tokens, max(1, _room(decoder, _encode(tokenizer, prompts))))
+  generations = generate(_Run(decoder, params, tokenizer), prompts, max_new_tokens=max_new_tokens, temperature=0.8,
                          seed=seed)
   return [generation.text for generation in generations]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-  model: object
+  decoder: object
   params: dict
   tokenizer: object
 
@@ -122,7 +123,7 @@ def _sample(request, sampling, seed, on_tokens) -> dict[int, tuple[list[int], fl
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
         base_key, np.array(indices + [0] * (rows - len(indices)), np.uint32))
     active = np.arange(rows) < len(indices)
-    for chunk in decode.decode(request.model, request.params, batch, sampling, request.vocabulary, keys, active,
+    for chunk in decode.decode(request.decoder, request.params, batch, sampling, request.vocabulary, keys, active,
                                request.max_new_tokens):
       for row, index in enumerate(indices):
         new = [int(token) for token in chunk.tokens_BxC[row] if token >= 0]
@@ -136,7 +137,7 @@ def _sample(request, sampling, seed, on_tokens) -> dict[int, tuple[list[int], fl
 def _beam_search(request, num_beams, limits) -> dict[int, tuple[list[int], float]]:
   results = {}
   for indices, batch in _batches(request.prompts, max(1, MAX_ROWS // num_beams)):
-    best = beam.search(request.model, request.params, batch, request.vocabulary, num_beams, limits)
+    best = beam.search(request.decoder, request.params, batch, request.vocabulary, num_beams, limits)
     for row, index in enumerate(indices):
       results[index] = best.tokens_BxT[row, :best.length_B[row]].tolist(), float(best.logprob_B[row])
   return results

@@ -2,6 +2,7 @@
 
 import json
 
+import precision
 from data import tokenizers
 from training import configs
 
@@ -26,7 +27,8 @@ def sample_writer(config, model, tokenizer, sampler, workdir, console):
   """A function that appends what `sampler` makes of the config's prompts to `samples.txt`, for (step, params)."""
   def write(step, params):
     prompts = list(config.train.sample_prompts)
-    texts = sampler(model, params, tokenizer, prompts, config.train.sample_tokens, config.seed)
+    decoder = precision.Decoder(model, precision.policy(config.precision))
+    texts = sampler(decoder, params, tokenizer, prompts, config.train.sample_tokens, config.seed)
     with (workdir / 'samples.txt').open('a', encoding='utf-8') as file:
       for prompt, text in zip(prompts, texts, strict=True):
         file.write(f'--- step {step}, prompt {prompt!r}\n{prompt}{text}\n\n')

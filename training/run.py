@@ -25,7 +25,7 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
     config: the whole config, as `configs.load` gives it.
     workdir: the run directory; made if absent.
     stop_after: stop after this step as a signal would; 0 = do not.
-    sampler: `sampler(model, params, tokenizer, prompts, max_new_tokens, seed) -> texts` for samples.txt, or None.
+    sampler: `sampler(decoder, params, tokenizer, prompts, max_new_tokens, seed) -> texts` for samples.txt, or None.
 
   Returns:
     True when the run is finished; False when it was stopped and saved, to be started again.

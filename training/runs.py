@@ -7,6 +7,7 @@ import pathlib
 import jax
 
 import model as model_lib
+import precision
 from data import tokenizers
 from training import checkpoints as checkpoints_lib
 from training import configs
@@ -34,6 +35,11 @@ class Run:
   step: int
   metrics: list[dict]
   workdir: pathlib.Path
+
+  @property
+  def decoder(self) -> precision.Decoder:
+    """The model under the precision that it was trained with, for generation."""
+    return precision.Decoder(self.model, precision.policy(self.config.precision))
 
 
 def load_run(directory, step: int | None = None) -> Run:

@@ -3,13 +3,16 @@
 import functools
 import types
 
+import jax
+import numpy as np
 import pytest
 
 import inference
 import model as model_lib
+import precision
 from configs import base
 from data.tokenizers.bytes import BytesTokenizer
-from inference import generation
+from inference import decode, generation
 
 pytestmark = pytest.mark.values_only
 PROMPTS = ['The cat', '', 'é', 'A longer prompt than the others', 'x', 'yz']
@@ -22,7 +25,8 @@ def make_run(**changes):
     model_config.update(vocab_size=320, num_layers=1, embed_dim=32, num_heads=2, init='fan_in', init_scale=2.0)
     model_config.update(changes)
   model, params = model_lib.build(model_config)
-  return types.SimpleNamespace(model=model, params=params, tokenizer=BytesTokenizer())
+  decoder = precision.Decoder(model, precision.Policy((('*', 'float32'),)))
+  return types.SimpleNamespace(decoder=decoder, params=params, tokenizer=BytesTokenizer())
 
 
 def test_draws_of_a_prompt_depend_on_the_seed_and_not_on_batches(monkeypatch):
@@ -66,7 +70,7 @@ def test_text_is_decoded_behind_its_prompt():
     decode = staticmethod(lambda ids: ' '.join(str(i) for i in ids if i != 256))
 
   run = make_run()
-  run = types.SimpleNamespace(model=run.model, params=run.params, tokenizer=Words())
+  run = types.SimpleNamespace(decoder=run.decoder, params=run.params, tokenizer=Words())
   [one] = inference.generate(run, ['3 4'], max_new_tokens=3, stop_at_eos=False, seed=1)
   assert one.text.startswith(' ') and (one.prompt + one.text).split() == ['3', '4', *map(str, one.tokens)]
 
@@ -87,7 +91,7 @@ def test_learned_positions_limit_the_text_and_samples_end_there():
     inference.generate(run, ['four'], max_new_tokens=13)
   with pytest.raises(ValueError, match='shorten it'):
     inference.generate(run, ['x' * 16], max_new_tokens=1)
-  assert len(inference.sample_texts(run.model, run.params, run.tokenizer, ['four', ''], 64, 0)) == 2
+  assert len(inference.sample_texts(run.decoder, run.params, run.tokenizer, ['four', ''], 64, 0)) == 2
 
 
 @pytest.mark.parametrize('options, words', [
@@ -113,3 +117,21 @@ def test_wrong_arguments_are_refused_in_words(options, words):
 
 def test_no_prompts_give_no_texts():
   assert inference.generate(make_run(), []) == []
+
+
+def test_generation_runs_in_the_precision_of_training_from_weights_rounded_once():
+  run = make_run()
+  config = base.get_config()
+  config.precision.dtype = 'bfloat16'
+  decoder = precision.Decoder(run.decoder.model, precision.policy(config.precision))
+  stream = decode.pad([[1, 2, 3]], 1).stream
+  params = decoder.unstacked(run.params, stream)
+  dtypes = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.dtype.name
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+  assert dtypes['layers/0/mlp/up/kernel'] == dtypes['layers/0/attention/query/kernel'] == 'bfloat16'
+  assert dtypes['embedding/table'] == dtypes['final_norm/scale'] == 'float32'  # looked up; not a product's
+  wide, _ = jax.jit(lambda p: decoder.prefill(p, stream, 32))(run.decoder.model.unstacked(run.params))
+  narrow, _ = jax.jit(lambda p: decoder.prefill(p, stream, 32))(params)
+  exact, _ = jax.jit(lambda p: run.decoder.prefill(p, stream, 32))(run.params)
+  np.testing.assert_array_equal(wide, narrow)
+  assert 1e-4 < np.abs(np.asarray(exact) - narrow).max() / np.abs(exact).max() < 0.05

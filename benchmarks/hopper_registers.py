@@ -1,6 +1,6 @@
 """What the compiler makes of every Hopper kernel: registers, spills and serialised products, without a GPU.
 
-`python -m benchmarks.hopper_registers`, 6 minutes on two cores, needs the extra gpu-compile and writes
+`python -m benchmarks.hopper_registers`, 8 minutes on two cores, needs the extra gpu-compile and writes
 benchmarks/results/hopper_registers.{json,md}.
 """
 

@@ -13,9 +13,9 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.blocks import AXES, Tile, pad_spec, plan
+from pallas_kernels.deferred import residuals
 from pallas_kernels.device import Device, current
 from pallas_kernels.sharding import on_one_device, vary_alike
 from pallas_kernels.spec import AttentionSpec, Shapes
@@ -56,13 +56,13 @@ def _attend(q, k, v, spec):
 
 
 def _attend_fwd(q, k, v, spec):
-  q, k, v = (checkpoint_name(x, 'residual') for x in (q, k, v))
-  out, lse = (checkpoint_name(x, 'residual') for x in _forward(q, k, v, spec))
+  q, k, v = residuals(q, k, v)
+  out, lse = residuals(*_forward(q, k, v, spec))
   return (out, lse), (q, k, v, spec, out, lse)
 
 
-def _attend_bwd(residuals, cotangents):
-  return _backward(*residuals, *cotangents)
+def _attend_bwd(kept, cotangents):
+  return _backward(*kept, *cotangents)
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)

@@ -7,9 +7,8 @@ import typing
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
-from pallas_kernels.deferred import Output, defer
+from pallas_kernels.deferred import Output, defer, residuals
 from pallas_kernels.device import current
 from pallas_kernels.sharding import vary_alike
 
@@ -135,13 +134,12 @@ def _fwd(terms, hidden, kernel, labels):
   d_kernel, (*outputs, d_hidden) = _over_chunks(chunk, zeros, hidden, labels, narrow.shape[0], terms.chunk)
   if terms.embed_axes:
     d_kernel = lax.psum_scatter(d_kernel, terms.embed_axes, scatter_dimension=1, tiled=True)
-  residuals = tuple(checkpoint_name(x, 'residual') for x in (d_hidden, d_kernel.astype(kernel.dtype)))
-  return CrossEntropy(*(checkpoint_name(x, 'residual') for x in _result(*outputs))), residuals
+  return CrossEntropy(*residuals(*_result(*outputs))), residuals(d_hidden, d_kernel.astype(kernel.dtype))
 
 
-def _bwd(terms, residuals, cotangents):
+def _bwd(terms, gradients, cotangents):
   del terms
-  d_hidden, d_kernel = ((cotangents.total * x).astype(x.dtype) for x in residuals)
+  d_hidden, d_kernel = ((cotangents.total * x).astype(x.dtype) for x in gradients)
   return d_hidden, d_kernel, None
 
 

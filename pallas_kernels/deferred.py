@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
@@ -66,6 +67,12 @@ def defer(function: Callable, static: tuple, num_operands: int, outputs: tuple[O
   """
   arrays, structure = jax.tree.flatten(vary_alike(arguments))
   return kernel_p.bind(*arrays, call=Call(function, static, structure, num_operands), outputs=outputs)
+
+
+def residuals(*arrays) -> tuple:
+  """The arrays, marked by name as what a backward pass needs, so that a policy of `jax.checkpoint` can keep them and
+  need not run the kernel again."""
+  return tuple(checkpoint_name(x, 'residual') for x in arrays)
 
 
 kernel_p = core.Primitive('kernel')

@@ -34,15 +34,8 @@ def scale_updates(scales: Sequence, logical_axes) -> optax.GradientTransformatio
     logical_axes: the trained parameters, a tuple of axis names at each leaf.
 
   Raises:
-    ValueError: a pair is none, a pattern selects nothing, or (when the state is made) a sequence does not fit.
+    ValueError: a pattern selects nothing, or (when the state is made) a sequence does not fit.
   """
-  for pair in scales:
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
-      raise ValueError(f'optimizer.learning_rate_scale holds {pair!r}; give pairs such as (\'embedding\', 0.1)')
-    factors = pair[1] if isinstance(pair[1], (tuple, list)) else [pair[1]]
-    if any(isinstance(factor, bool) or not isinstance(factor, (int, float)) or factor < 0 for factor in factors):
-      raise ValueError(f'optimizer.learning_rate_scale gives {pair[0]!r} the factor {pair[1]!r}; factors are numbers '
-                       'of at least 0, or a tuple of them')
   names = _names(logical_axes, is_leaf=_is_axes)
   selected = paths.select([pattern for pattern, _ in scales], jax.tree.leaves(names),
                           'optimizer.learning_rate_scale')

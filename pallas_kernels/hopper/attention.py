@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.block_map import HIDDEN, block_map
+from pallas_kernels.deferred import residuals
 from pallas_kernels.device import Device, current
 from pallas_kernels.hopper import bias as bias_kernel
 from pallas_kernels.hopper import decode
@@ -52,12 +53,13 @@ def _attend(q, k, v, spec, interpret):
 
 
 def _attend_fwd(q, k, v, spec, interpret):
-  out, lse = _forward(q, k, v, spec, interpret)
+  q, k, v = residuals(q, k, v)
+  out, lse = residuals(*_forward(q, k, v, spec, interpret))
   return (out, lse), (q, k, v, spec, out, lse)
 
 
-def _attend_bwd(interpret, residuals, cotangents):
-  return _backward(*residuals, *cotangents, interpret)
+def _attend_bwd(interpret, kept, cotangents):
+  return _backward(*kept, *cotangents, interpret)
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)
@@ -166,7 +168,7 @@ def _arrays(spec, call, q_size, k_size):
   if spec.dropout_rate:
     arrays['dropout_seed'] = jnp.asarray(spec.dropout_seed).astype(jnp.uint32).reshape(1)
     if spec.dropout_offset is not None:
-      arrays['dropout_offset'] = jnp.asarray(spec.dropout_offset).astype(jnp.uint32)
+      arrays['dropout_offset'] = jnp.asarray(spec.dropout_offset).astype(jnp.int32)
   return arrays
 
 

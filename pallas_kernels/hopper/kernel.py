@@ -276,7 +276,7 @@ def _load_with_keys(arrays, smem, call, slot, ready, batch, head, q_start, keys)
 
 
 def free(barrier, read: bool):
-  """Lets the loading warpgroup fill a slot again; `read`: loads may still be reading it, not products alone."""
+  """Lets the loading warpgroup fill a slot again; `read`: whether loads, not only products, may yet be reading it."""
   if read:
     plgpu.commit_smem()  # TMA writes through another proxy than loads read through
   plgpu.barrier_arrive(barrier)

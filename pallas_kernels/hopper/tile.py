@@ -26,11 +26,11 @@ def tile_of_keys(arrays, smem, call, slot, warpgroup, batch, head, q_start, k_st
 
 
 def scalars(arrays, head) -> dict:
-  """The fields of a tile that are numbers."""
+  """The fields of a tile that are numbers, or hold some."""
   places = (('slope', 'alibi_slopes', head), ('seed', 'dropout_seed', 0))
   numbers = {name: arrays[key][place] for name, key, place in places if key in arrays}
   if 'dropout_offset' in arrays:
-    numbers['offset'] = tuple(arrays['dropout_offset'][n] for n in range(4))
+    numbers['offset'] = arrays['dropout_offset']
   return numbers
 
 
@@ -49,7 +49,7 @@ class Tile:
     bias: ref, of the tile's shape or [keys], or None.
     slope: float32 scalar or None.
     seed: uint32 scalar or None.
-    offset: four uint32 scalars or None.
+    offset: int32 ref [4] or None.
   """
 
   call: Call
@@ -114,10 +114,14 @@ class Tile:
   @functools.cached_property
   def _kept(self):
     fixed, lane = self._columns
-    starts = (self.q_start, self.k_start) if self.q_axis == 0 else (self.k_start, self.q_start)
+    first = (self.batch, self.head, self.q_start, self.k_start)
+    if self.offset is not None:  # read as late as here and added to scalars it takes the fewest registers
+      first = tuple(place + self.offset[n] for n, place in enumerate(first))
+    *plane, q_start, k_start = first
+    starts = (q_start, k_start) if self.q_axis == 0 else (k_start, q_start)
     places = self._iota(0) + starts[0], fixed + (lane + starts[1])
     q_place, k_place = places if self.q_axis == 0 else places[::-1]
-    return keep_mask(self.seed, self.call.spec.dropout_rate, self.offset, self.batch, self.head, q_place, k_place)
+    return keep_mask(self.seed, self.call.spec.dropout_rate, None, *plane, q_place, k_place)
 
   def _spread(self, x, axis):
     return lax.broadcast_in_dim(x, self.shape, [axis])

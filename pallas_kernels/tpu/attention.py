@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.deferred import residuals
 from pallas_kernels.device import Device, current
 from pallas_kernels.sharding import vary_alike
 from pallas_kernels.spec import AttentionSpec, Shapes
@@ -49,12 +50,13 @@ def _attend(device, q, k, v, spec):
 
 
 def _attend_fwd(device, q, k, v, spec):
-  out, lse = _attend(device, q, k, v, spec)
+  q, k, v = residuals(q, k, v)
+  out, lse = residuals(*_attend(device, q, k, v, spec))
   return (out, lse), (q, k, v, spec, out, lse)
 
 
-def _attend_bwd(device, residuals, cotangents):
-  q, k, v, spec, out, lse = residuals
+def _attend_bwd(device, kept, cotangents):
+  q, k, v, spec, out, lse = kept
   d_out, d_lse = cotangents
   # A query that sees nothing: exp(logits - inf) = 0, and whatever arrives for its lse must not matter.
   sees = lse > -jnp.inf

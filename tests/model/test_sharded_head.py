@@ -9,6 +9,7 @@ import model as model_lib
 import parallel
 from configs import base
 from pallas_kernels import cross_entropy
+from parallel import axes as ax
 from parallel.collectives import collectives
 
 # Devices along data and fsdp, the ZeRO stage, and what is exchanged besides single numbers.
@@ -51,7 +52,9 @@ def _compiled(model, params, data, fsdp, zero_stage):
 
   gradient = lambda params, batch: jax.value_and_grad(total, has_aux=True)(params, batch)
   shardings = parallel.parameter_shardings(params, axes, mesh, zero_stage)
-  return parallel.compile_evaluation(gradient, mesh, shardings, zero_stage)
+  batch_axes = {'hidden': (ax.BATCH, ax.LENGTH, ax.EMBED), 'labels': (ax.BATCH, ax.LENGTH)}
+  batch_shardings = parallel.batch_shardings(batch_axes, mesh)
+  return parallel.compile_evaluation(gradient, mesh, shardings, batch_shardings, zero_stage)
 
 
 @pytest.fixture(scope='module')

@@ -145,9 +145,9 @@ def test_a_run_that_freezes_nothing_has_the_state_of_before():
     ("optimizer.frozen=('embeding',)", "optimizer.frozen: 'embeding' matches nothing; did you mean 'embedding'"),
     ("optimizer.frozen=('*',)", 'freezes every parameter'),
     ("optimizer.learning_rate_scale=(('mlp', 2.0),)", "optimizer.learning_rate_scale: 'mlp' matches nothing"),
-    ("optimizer.learning_rate_scale=('embedding', 2.0)", 'give pairs such as'),
-    ("optimizer.learning_rate_scale=(('embedding', 'slow'),)", 'numbers of at least 0'),
-    ("optimizer.learning_rate_scale=(('embedding', -1),)", 'numbers of at least 0'),
+    ("optimizer.learning_rate_scale=('embedding', 2.0)", 'takes a pair such as'),
+    ("optimizer.learning_rate_scale=(('embedding', 'slow'),)", 'takes a number'),
+    ("optimizer.learning_rate_scale=(('embedding', -1),)", 'must be at least 0'),
     ("optimizer.learning_rate_scale=(('embedding', (1, 2)),)", 'is not stacked over layers'),
     ("optimizer.learning_rate_scale=(('*/bias', (1, 2)),)", 'layers/up/bias 2 factors, but it is stacked 3 times'),
 ])

@@ -9,7 +9,7 @@ help:
 	@echo 'make train    install into .venv, train configs/quickstart.py in runs/quickstart (again: resume)'
 	@echo 'make test     install into .venv, run the quick tests'
 	@echo 'make test-all install into .venv, run all tests: slow ones too, and proofs whose subject did not change'
-	@echo 'make lint     install into .venv, check the style'
+	@echo 'make lint     install into .venv, check the style (ruff check, ruff format)'
 	@echo 'make clean    remove .venv and caches; runs/ stays'
 
 install:
@@ -26,6 +26,7 @@ test-all: install
 
 lint: install
 	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

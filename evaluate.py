@@ -14,16 +14,20 @@ import sys
 
 # What the table calls a result and how it writes it, where that is not its key and four decimals.
 _SHOWN = {
-    'loss': ('loss (nats a token)', '{:.4f}'), 'perplexity': ('perplexity', '{:,.2f}'),
-    'accuracy': ('accuracy', '{:.2%}'), 'tokens': ('tokens', '{:,}'), 'bytes': ('bytes', '{:,}'),
-    'documents': ('documents', '{:,}'),
+  'loss': ('loss (nats a token)', '{:.4f}'),
+  'perplexity': ('perplexity', '{:,.2f}'),
+  'accuracy': ('accuracy', '{:.2%}'),
+  'tokens': ('tokens', '{:,}'),
+  'bytes': ('bytes', '{:,}'),
+  'documents': ('documents', '{:,}'),
 }
 
 
 def parse(arguments):
   """The arguments."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                   allow_abbrev=False)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+  )
   parser.add_argument('--workdir', required=True, metavar='DIR', help='run directory of train.py')
   parser.add_argument('--step', type=int, metavar='STEP', help='checkpoint to use; default the last one')
   parser.add_argument('--data', metavar='PATH', help='text: file, directory or glob; default the validation split')
@@ -46,8 +50,10 @@ def read_split(run, path: str | None, console):
   row_length = objectives.create(config.objective).row_length(config.data.sequence_length)
   dataset = data.prepare(config.data, row_length, config.seed, console.task)
   if dataset.tokenizer.fingerprint != run.tokenizer.fingerprint:
-    raise ValueError(f'the corpus of {run.workdir} is not what it was when the run was trained, so its validation '
-                     'split cannot be made again; give a text with --data=PATH')
+    raise ValueError(
+      f'the corpus of {run.workdir} is not what it was when the run was trained, so its validation '
+      'split cannot be made again; give a text with --data=PATH'
+    )
   if not dataset.validation.num_documents:
     raise ValueError(f'{run.workdir} held nothing out (data.validation_fraction=0); give a text with --data=PATH')
   return dataset.validation

@@ -15,24 +15,29 @@ _SEPARATOR = '---'
 
 def parse(arguments):
   """The arguments; those of `sampling` are keyword arguments of `inference.generate`."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                   allow_abbrev=False)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+  )
   parser.add_argument('--workdir', required=True, metavar='DIR', help='run directory of train.py')
   parser.add_argument('--step', type=int, metavar='STEP', help='checkpoint to use; default the last one')
-  parser.add_argument('--prompt', action='append', metavar='TEXT',
-                      help="text to continue, '' to begin a document, - to read prompts from standard input, one a "
-                      'line; may be given several times; default - unless that is a terminal')
+  parser.add_argument(
+    '--prompt',
+    action='append',
+    metavar='TEXT',
+    help="text to continue, '' to begin a document, - to read prompts from standard input, one a "
+    'line; may be given several times; default - unless that is a terminal',
+  )
   sampling = parser.add_argument_group('sampling')
   for name, default, text in (
-      ('max_new_tokens', 64, 'tokens a continuation at most'),
-      ('temperature', 1.0, 'logits are divided by it; 0 = always the most probable token'),
-      ('top_k', 0, 'sample from this many most probable tokens; 0 = off'),
-      ('top_p', 1.0, 'sample from the fewest tokens that have this probability together; 1 = off'),
-      ('min_p', 0.0, 'sample from tokens at least this many times as probable as the best; 0 = off'),
-      ('repetition_penalty', 1.0, 'above 1 makes tokens that occurred less probable'),
-      ('num_beams', 1, 'above 1 = beam search, which does not sample'),
-      ('length_penalty', 1.0, 'beams: above 0 favours long texts, below 0 short ones'),
-      ('seed', 0, 'of the draws'),
+    ('max_new_tokens', 64, 'tokens a continuation at most'),
+    ('temperature', 1.0, 'logits are divided by it; 0 = always the most probable token'),
+    ('top_k', 0, 'sample from this many most probable tokens; 0 = off'),
+    ('top_p', 1.0, 'sample from the fewest tokens that have this probability together; 1 = off'),
+    ('min_p', 0.0, 'sample from tokens at least this many times as probable as the best; 0 = off'),
+    ('repetition_penalty', 1.0, 'above 1 makes tokens that occurred less probable'),
+    ('num_beams', 1, 'above 1 = beam search, which does not sample'),
+    ('length_penalty', 1.0, 'beams: above 0 favours long texts, below 0 short ones'),
+    ('seed', 0, 'of the draws'),
   ):
     sampling.add_argument(f'--{name}', type=type(default), default=default, help=f'{text} (default {default})')
   sampling.add_argument('--ignore_eos', action='store_true', help='go on where the model ends the document')
@@ -57,8 +62,9 @@ def read_prompts(given: list[str] | None) -> list[str]:
     if any('\ud800' <= character <= '\udfff' for character in prompt):
       raise ValueError(f'the prompt {prompt!r} is no UTF-8 text; convert it, for example with iconv')
   if not prompts:
-    raise ValueError("no prompt on standard input; give one a line, or --prompt=TEXT, or --prompt='' to begin a "
-                     'document')
+    raise ValueError(
+      "no prompt on standard input; give one a line, or --prompt=TEXT, or --prompt='' to begin a document"
+    )
   return prompts
 
 

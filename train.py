@@ -16,8 +16,9 @@ from training import heap
 
 def parse(arguments):
   """The known arguments, and the overrides of config keys."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                   allow_abbrev=False)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+  )
   parser.add_argument('--config', required=True, metavar='FILE[:VARIANT]', help='such as configs/quickstart.py')
   parser.add_argument('--workdir', required=True, metavar='DIR', help='run directory; one that holds a run is resumed')
   parser.add_argument('--stop_after', type=int, default=0, metavar='STEP', help='save and stop after it (status 75)')

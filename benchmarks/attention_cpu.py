@@ -11,7 +11,10 @@ from benchmarks import common, cpu
 from pallas_kernels import AttentionSpec, attention
 
 _SHAPES = {  # batch, length, heads, head_dim
-  'S': (12, 64, 4, 32), 'M': (8, 256, 6, 64), 'L': (2, 512, 12, 64), 'T1024': (4, 1024, 8, 64),
+  'S': (12, 64, 4, 32),
+  'M': (8, 256, 6, 64),
+  'L': (2, 512, 12, 64),
+  'T1024': (4, 1024, 8, 64),
   'T4096': (1, 4096, 8, 64),
 }
 
@@ -38,6 +41,7 @@ def _measure(shape, dtype):
     def run(q, k, v, cotangent):
       out, backward = jax.vjp(function, q, k, v)
       return out, backward(cotangent)
+
     return jax.jit(run).lower(*inputs).compile()
 
   return cpu.interleave({name: step(function) for name, function in _IMPLEMENTATIONS.items()}, inputs, seconds=10)
@@ -46,8 +50,9 @@ def _measure(shape, dtype):
 def main():
   cpu.large_pages()
   common.warn_if_busy()
-  results = {f'{name} {dtype}': _measure(shape, dtype) for name, shape in _SHAPES.items()
-             for dtype in ('float32', 'bfloat16')}
+  results = {
+    f'{name} {dtype}': _measure(shape, dtype) for name, shape in _SHAPES.items() for dtype in ('float32', 'bfloat16')
+  }
   cpu.write('attention_cpu', _SHAPES, results, ours='blockwise', baseline='jax.nn')
 
 

@@ -35,14 +35,19 @@ class Benchmark:
     self._started, self._seconds, self._out = time.perf_counter(), 60 * arguments.minutes, arguments.out
     flags = ['--dry_run'] if arguments.dry_run else []
     self._worker = gpu_worker.Worker(sys.executable, '-m', 'benchmarks.attention_gpu_worker', *flags)
-    self._cells = {cell.name: cell for cell in gpu_contestants.cells(arguments.dry_run)[:arguments.cells]}
+    self._cells = {cell.name: cell for cell in gpu_contestants.cells(arguments.dry_run)[: arguments.cells]}
     self._entrants = list(gpu_contestants.contestants(gpu_contestants.ours(arguments.dry_run)))
     self._cases = list(gpu_numerics.items(arguments.dry_run))
     self._deaths = []  # cell, contestant and pass
     self._dry_run = arguments.dry_run
-    self._results = {'numerics': {}, 'matmul_tflops': None, 'cells': {}, 'deaths': [],
-                     'not_measured': list(self._cells)}
-    machine, = self._worker.stream('describe', _SILENCE)
+    self._results = {
+      'numerics': {},
+      'matmul_tflops': None,
+      'cells': {},
+      'deaths': [],
+      'not_measured': list(self._cells),
+    }
+    (machine,) = self._worker.stream('describe', _SILENCE)
     print('\n'.join(f'{key}: {value}' for key, value in machine.items()), flush=True)
     command = f'python -m benchmarks.attention_gpu --minutes={arguments.minutes:g} {" ".join(flags)}'.strip()
     self._record = gpu.Record('attention_gpu', command, arguments.out, machine)
@@ -58,8 +63,12 @@ class Benchmark:
       self._write()
     attention_gpu_report.plot(self._results, self._entrants, self._out / 'attention_gpu.png')
     print(attention_gpu_report.table(self._results, self._entrants), flush=True)
-    wrong = any('wrong' in record for cell in self._results['cells'].values() for name in ('ours', 'ours, unfused')
-                for record in cell['contestants'].get(name, {}).values())
+    wrong = any(
+      'wrong' in record
+      for cell in self._results['cells'].values()
+      for name in ('ours', 'ours, unfused')
+      for record in cell['contestants'].get(name, {}).values()
+    )
     return not wrong and all(record['passed'] for record in self._results['numerics'].values())
 
   def _numerics(self):
@@ -82,7 +91,7 @@ class Benchmark:
 
   def _ceiling(self):
     try:
-      flops, = self._worker.stream('ceiling', _SILENCE)
+      (flops,) = self._worker.stream('ceiling', _SILENCE)
       self._results['matmul_tflops'] = flops / 1e12
       print(f'matmul ceiling: {flops / 1e12:.0f} TFLOP/s', flush=True)
     except gpu_worker.Died as death:
@@ -107,19 +116,28 @@ class Benchmark:
     self._results['cells'][name] = {'name': name, **dataclasses.asdict(cell), 'contestants': contestants}
     self._results['not_measured'].remove(name)
     self._write()
-    speeds = {entrant: [record.get('tflops') for record in directions.values()]
-              for entrant, directions in contestants.items()}
-    print(f'{self._spent():.0f} s: {name}: ' + ', '.join(
-      f'{entrant} {"/".join("-" if x is None else f"{x:.3g}" for x in both)}' for entrant, both in speeds.items()),
-      flush=True)
+    speeds = {
+      entrant: [record.get('tflops') for record in directions.values()] for entrant, directions in contestants.items()
+    }
+    print(
+      f'{self._spent():.0f} s: {name}: '
+      + ', '.join(
+        f'{entrant} {"/".join("-" if x is None else f"{x:.3g}" for x in both)}' for entrant, both in speeds.items()
+      ),
+      flush=True,
+    )
 
   def _blame(self, death, name):
     """Leaves the program that hung or crashed out of the cell, after twice out of all; else gives up the cell."""
     print(f'{name}: {death}', flush=True)
     self._results['deaths'].append(str(death))
-    found = [(cell, entrant, which) for cell in self._cells for entrant in self._entrants
-             for which in gpu_contestants.PASSES
-             if death.doing == gpu_contestants.program_name(entrant, which, cell)]
+    found = [
+      (cell, entrant, which)
+      for cell in self._cells
+      for entrant in self._entrants
+      for which in gpu_contestants.PASSES
+      if death.doing == gpu_contestants.program_name(entrant, which, cell)
+    ]
     if found:
       self._deaths += found
     else:
@@ -142,7 +160,7 @@ def compile_only(arguments) -> None:
   gpu.choose_platform(arguments)
   devices = gpu.topology(arguments.target_config)
   with gpu.ptxas_dumps() as dumps:
-    for cell in gpu_contestants.cells(dry_run=False)[:arguments.cells]:
+    for cell in gpu_contestants.cells(dry_run=False)[: arguments.cells]:
       structs = [gpu.struct(devices, shape, jnp.bfloat16) for shape in cell.shapes()]
       for which in gpu_contestants.PASSES:
         start = time.perf_counter()
@@ -153,11 +171,16 @@ def compile_only(arguments) -> None:
           said = gpu.ptxas_line(gpu.ptxas_reports(dumps))
         except Exception as error:
           said = gpu.words(error)
-        directions = attention_gpu_report.DIRECTIONS[:1 if which == 'forward' else 2]
-        bound = sum(max(cell.flops(direction) / gpu.REACHABLE_FLOPS, cell.bytes(direction) / gpu.REACHABLE_BYTES)
-                    for direction in directions)
-        print(f'{cell.name}, {" and ".join(directions)}: {said}; at least {1e3 * bound:.3f} ms; '
-              f'compiled in {time.perf_counter() - start:.1f} s', flush=True)
+        directions = attention_gpu_report.DIRECTIONS[: 1 if which == 'forward' else 2]
+        bound = sum(
+          max(cell.flops(direction) / gpu.REACHABLE_FLOPS, cell.bytes(direction) / gpu.REACHABLE_BYTES)
+          for direction in directions
+        )
+        print(
+          f'{cell.name}, {" and ".join(directions)}: {said}; at least {1e3 * bound:.3f} ms; '
+          f'compiled in {time.perf_counter() - start:.1f} s',
+          flush=True,
+        )
 
 
 def main() -> int:

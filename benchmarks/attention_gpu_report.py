@@ -7,11 +7,16 @@ from benchmarks import common
 # TFLOP/s of FlashAttention-2, cuDNN 9 and FlashAttention-3 on an H100 (Shah et al. 2024, figures 5 and 6), and what
 # this project aims at on an H200, by direction, head_dim, causal and length, heads and kv_heads being equal.
 PUBLISHED = {
-  ('forward', 128, True, 4096): ((319, 518, 579), 580), ('forward', 128, True, 16384): ((335, 539, 616), 620),
-  ('forward', 64, True, 4096): ((284, 363, 420), 420), ('forward', 64, True, 16384): ((299, 388, 473), 475),
-  ('forward', 128, False, 4096): ((368, 609, 638), 650), ('forward', 128, False, 16384): ((370, 595, 648), 650),
-  ('backward', 128, False, 4096): ((310, 499, 542), 560), ('backward', 128, False, 16384): ((322, 516, 561), 560),
-  ('backward', 64, False, 4096): ((279, 417, 453), 470), ('backward', 64, False, 16384): ((291, 433, 474), 470),
+  ('forward', 128, True, 4096): ((319, 518, 579), 580),
+  ('forward', 128, True, 16384): ((335, 539, 616), 620),
+  ('forward', 64, True, 4096): ((284, 363, 420), 420),
+  ('forward', 64, True, 16384): ((299, 388, 473), 475),
+  ('forward', 128, False, 4096): ((368, 609, 638), 650),
+  ('forward', 128, False, 16384): ((370, 595, 648), 650),
+  ('backward', 128, False, 4096): ((310, 499, 542), 560),
+  ('backward', 128, False, 16384): ((322, 516, 561), 560),
+  ('backward', 64, False, 4096): ((279, 417, 453), 470),
+  ('backward', 64, False, 16384): ((291, 433, 474), 470),
 }
 DIRECTIONS = ('forward', 'backward')
 
@@ -23,13 +28,16 @@ def table(results: dict, contestants) -> str:
     for direction in DIRECTIONS:
       speeds = {name: _speed(cell, name, direction) for name in contestants}
       shown = [_shown(cell, name, direction) for name in contestants]
-      rows.append([cell['name'], direction, *shown,
-                   _ratio(speeds['ours'], speeds['cudnn']), *_published(cell, direction)])
+      rows.append(
+        [cell['name'], direction, *shown, _ratio(speeds['ours'], speeds['cudnn']), *_published(cell, direction)]
+      )
   headers = ['cell', 'direction', *contestants, 'ours / cudnn', 'target', 'published FA2/cuDNN/FA3 (H100)']
   ceiling = results['matmul_tflops']
-  parts = [f'Numerics: {_numerics(results["numerics"])}',
-           f'Matmul ceiling: {"not measured" if ceiling is None else f"{ceiling:.0f} TFLOP/s"}',
-           f'TFLOP/s, medians:\n\n{common.markdown_table(headers, rows)}']
+  parts = [
+    f'Numerics: {_numerics(results["numerics"])}',
+    f'Matmul ceiling: {"not measured" if ceiling is None else f"{ceiling:.0f} TFLOP/s"}',
+    f'TFLOP/s, medians:\n\n{common.markdown_table(headers, rows)}',
+  ]
   if reasons := _reasons(results):
     parts.append('Why cells have no figure:\n\n' + '\n'.join(f'* {reason}' for reason in reasons))
   if deaths := results['deaths']:
@@ -42,8 +50,10 @@ def table(results: dict, contestants) -> str:
 def plot(results: dict, contestants, path: pathlib.Path) -> None:
   """A PNG: forward and backward for head_dim 64 and 128, causal with equal heads, TFLOP/s over the length."""
   import matplotlib
+
   matplotlib.use('Agg')
   from matplotlib import pyplot
+
   figure, axes = pyplot.subplots(2, 2, figsize=(11, 8), sharex=True)
   for row, direction in zip(axes, DIRECTIONS, strict=True):
     for axis, head_dim in zip(row, (64, 128), strict=True):
@@ -56,8 +66,11 @@ def plot(results: dict, contestants, path: pathlib.Path) -> None:
 
 
 def _panel(axis, results, contestants, direction, head_dim):
-  cells = [cell for cell in results['cells'].values()
-           if cell['head_dim'] == head_dim and cell['causal'] and cell['heads'] == cell['kv_heads']]
+  cells = [
+    cell
+    for cell in results['cells'].values()
+    if cell['head_dim'] == head_dim and cell['causal'] and cell['heads'] == cell['kv_heads']
+  ]
   for name in contestants:
     points = sorted((cell['length'], speed) for cell in cells if (speed := _speed(cell, name, direction)))
     if points:
@@ -116,5 +129,6 @@ def _reasons(results):
       for direction, record in directions.items():
         if reason := record.get('error') or 'wrong' in record and f'wrong: {"; ".join(record["wrong"])}':
           cells.setdefault(f'{name}, {direction}: {reason}', []).append(cell['name'])
-  return [f'{reason} ({met[0] if len(met) == 1 else f"{len(met)} cells, first {met[0]}"})'
-          for reason, met in cells.items()]
+  return [
+    f'{reason} ({met[0] if len(met) == 1 else f"{len(met)} cells, first {met[0]}"})' for reason, met in cells.items()
+  ]

@@ -72,6 +72,7 @@ def handlers(dry_run: bool) -> dict:
 
 def _finish_all(prepared: dict) -> dict:
   """Calls each `finish` in a thread, compilers being outside Python; errors take the place of results."""
+
   def finish(item):
     try:
       return item() if callable(item) else item
@@ -92,6 +93,7 @@ def _attempt(function, *args):
 def _torch_versions():
   try:
     import torch
+
     return {'torch': torch.__version__, 'torch cuda': torch.version.cuda, 'cudnn': torch.backends.cudnn.version()}
   except ImportError:
     return {}
@@ -122,7 +124,8 @@ def _time(cell, entrants, programs, seconds, repeats, say):
       results[name]['forward'] = _figures(cell, 'forward', forward)
     elif forward is not None:
       results[name]['backward'] = _figures(
-        cell, 'backward', [both - one for both, one in zip(times[name, 'both'], forward, strict=True)])
+        cell, 'backward', [both - one for both, one in zip(times[name, 'both'], forward, strict=True)]
+      )
   return results
 
 
@@ -151,8 +154,12 @@ def _faults(entrant, name, which, cell, run, repeats, expected, say):
 def _figures(cell, direction, seconds):
   # On a CPU noise can exceed the difference of two passes.
   middle = max(statistics.median(seconds), 1e-9)
-  return {'ms': 1e3 * middle, 'ms_range': [1e3 * min(seconds), 1e3 * max(seconds)], 'rounds': len(seconds),
-          'tflops': cell.flops(direction) / middle / 1e12}
+  return {
+    'ms': 1e3 * middle,
+    'ms_range': [1e3 * min(seconds), 1e3 * max(seconds)],
+    'rounds': len(seconds),
+    'tflops': cell.flops(direction) / middle / 1e12,
+  }
 
 
 if __name__ == '__main__':

@@ -25,8 +25,19 @@ _GIB, _MIB = 2**30, 2**20
 _HEADERS = ['collective', 'of', 'in loops of', 'places', 'times a step', 'MiB each', 'GiB a step']
 # What JAX's transformations and control flow add to a name stack.
 _WRAPPER = re.compile(r'jit\(\w*\)|\b(jvp|transpose|vmap|remat|checkpoint)(?=\()|[()]')
-_PLAIN = {'', 'while', 'body', 'cond', 'closed_call', 'shard_map', 'branch_0_fun', 'branch_1_fun', 'eval_jaxpr',
-          'rematted_computation', 'checkpoint'}
+_PLAIN = {
+  '',
+  'while',
+  'body',
+  'cond',
+  'closed_call',
+  'shard_map',
+  'branch_0_fun',
+  'branch_1_fun',
+  'eval_jaxpr',
+  'rematted_computation',
+  'checkpoint',
+}
 
 
 def compile_step(name: str, target_config: str | None):
@@ -38,8 +49,10 @@ def compile_step(name: str, target_config: str | None):
   host = min(count, 8)
   devices = gpu.topology(target_config, f'1x{count // host}x{host}')
   rows = config.data.batch_tokens // config.data.sequence_length
-  batch = {key: jax.ShapeDtypeStruct((rows, config.data.sequence_length + 1), np.int32)
-           for key in ('tokens', 'segment_ids', 'positions')}
+  batch = {
+    key: jax.ShapeDtypeStruct((rows, config.data.sequence_length + 1), np.int32)
+    for key in ('tokens', 'segment_ids', 'positions')
+  }
   built = program.build(config, devices=devices)
   with target(gpu.H200):
     return config, built, built.step.lower(built.abstract_state, batch).compile()
@@ -60,12 +73,23 @@ def rows(found: list[Collective]) -> list[list]:
   result = []
   for (kind, name, loops), members in groups.items():
     times = int(np.prod([trips or 1 for trips in loops], initial=1))
-    sizes = [f'{size / _MIB:,.3g}' if size < 100 * _MIB else f'{size / _MIB:,.0f}'
-             for size in (min(member.bytes for member in members), max(member.bytes for member in members))]
+    sizes = [
+      f'{size / _MIB:,.3g}' if size < 100 * _MIB else f'{size / _MIB:,.0f}'
+      for size in (min(member.bytes for member in members), max(member.bytes for member in members))
+    ]
     each = ' to '.join(dict.fromkeys(sizes))
     moved = times * sum(member.bytes for member in members) / _GIB
-    result.append([kind, name or 'no module', ' x '.join(str(trips or '?') for trips in loops) or 'none', len(members),
-                   times * len(members), each, moved])
+    result.append(
+      [
+        kind,
+        name or 'no module',
+        ' x '.join(str(trips or '?') for trips in loops) or 'none',
+        len(members),
+        times * len(members),
+        each,
+        moved,
+      ]
+    )
   return sorted(result, key=lambda row: -row[-1])
 
 
@@ -73,10 +97,15 @@ def summary(config, built, compiled, seconds: float) -> dict:
   """What is said of the whole program."""
   analysis, text = compiled.memory_analysis(), compiled.as_text()
   return {
-    'devices': built.mesh.size, 'mesh': dict(built.mesh.shape), 'zero_stage': config.zero_stage,
-    'precision': config.precision.dtype, 'accumulation_steps': config.optimizer.accumulation_steps,
-    'batch_tokens': config.data.batch_tokens, 'sequence_length': config.data.sequence_length,
-    'parameters': built.model.num_params, 'compile_seconds': seconds,
+    'devices': built.mesh.size,
+    'mesh': dict(built.mesh.shape),
+    'zero_stage': config.zero_stage,
+    'precision': config.precision.dtype,
+    'accumulation_steps': config.optimizer.accumulation_steps,
+    'batch_tokens': config.data.batch_tokens,
+    'sequence_length': config.data.sequence_length,
+    'parameters': built.model.num_params,
+    'compile_seconds': seconds,
     'mosaic_kernels': text.count('custom_call_target="mosaic_gpu'),
     'bytes_per_device': {'arguments': analysis.argument_size_in_bytes, 'temporaries': analysis.temp_size_in_bytes},
   }
@@ -85,11 +114,13 @@ def summary(config, built, compiled, seconds: float) -> dict:
 def table(about: dict, found: list[Collective]) -> str:
   """Markdown: the program in a line, then its collectives."""
   memory = about['bytes_per_device']
-  line = (f'{about["parameters"] / 1e9:.2f}B parameters on {about["devices"]} H200s, zero_stage {about["zero_stage"]}, '
-          f'{about["precision"]}, {about["batch_tokens"]:,} tokens in {about["accumulation_steps"]} microbatches. '
-          f'Each device: arguments {memory["arguments"] / _GIB:.2f} GiB, temporaries '
-          f'{memory["temporaries"] / _GIB:.2f} GiB, {about["mosaic_kernels"]} calls of Mosaic kernels. MiB and GiB are '
-          'those of the larger side on one device.')
+  line = (
+    f'{about["parameters"] / 1e9:.2f}B parameters on {about["devices"]} H200s, zero_stage {about["zero_stage"]}, '
+    f'{about["precision"]}, {about["batch_tokens"]:,} tokens in {about["accumulation_steps"]} microbatches. '
+    f'Each device: arguments {memory["arguments"] / _GIB:.2f} GiB, temporaries '
+    f'{memory["temporaries"] / _GIB:.2f} GiB, {about["mosaic_kernels"]} calls of Mosaic kernels. MiB and GiB are '
+    'those of the larger side on one device.'
+  )
   return f'{line}\n\n{common.markdown_table(_HEADERS, rows(found))}'
 
 
@@ -103,8 +134,12 @@ def main():
   start = time.perf_counter()
   config, built, compiled = compile_step(arguments.config, arguments.target_config)
   about, found = summary(config, built, compiled, time.perf_counter() - start), collectives(compiled.as_text())
-  record = gpu.Record('collectives', f'python -m benchmarks.collectives --config={arguments.config}', arguments.out,
-                      {'jax': jax.__version__})
+  record = gpu.Record(
+    'collectives',
+    f'python -m benchmarks.collectives --config={arguments.config}',
+    arguments.out,
+    {'jax': jax.__version__},
+  )
   listed = [{'kind': x.kind, 'bytes': x.bytes, 'loops': x.loops, 'module': module(x)} for x in found]
   record.write({**about, 'collectives': listed}, text := table(about, found))
   print(text)

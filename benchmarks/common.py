@@ -14,10 +14,12 @@ RESULTS = ROOT / 'benchmarks/results'
 # what is freed. Without it large blocks go back to the system and are faulted in again at each step, at a price that
 # varies between machines and hours, above all on virtual ones; with it memory grows and threads share a lock.
 MEMORY = {
-    'train.py': heap.TUNABLES['GLIBC_TUNABLES'],
-    'large-pages': 'glibc.malloc.hugetlb=1',
-    'kept-heap': ('glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=17179869184:'
-                  'glibc.malloc.trim_threshold=17179869184'),
+  'train.py': heap.TUNABLES['GLIBC_TUNABLES'],
+  'large-pages': 'glibc.malloc.hugetlb=1',
+  'kept-heap': (
+    'glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=17179869184:'
+    'glibc.malloc.trim_threshold=17179869184'
+  ),
 }
 ENVIRONMENT = os.environ | {'GLIBC_TUNABLES': MEMORY['large-pages']}
 
@@ -46,8 +48,10 @@ def save(folder: pathlib.Path, name: str, record: dict, table: str) -> None:
   """
   folder.mkdir(parents=True, exist_ok=True)
   about = ', '.join(f'{key} {value}' for key, value in record['machine'].items())
-  texts = {'json': json.dumps(record, indent=2) + '\n',
-           'md': f'# {name}\n\n`{record["command"]}`\n\n{table}\n\n{about}\n'}
+  texts = {
+    'json': json.dumps(record, indent=2) + '\n',
+    'md': f'# {name}\n\n`{record["command"]}`\n\n{table}\n\n{about}\n',
+  }
   for suffix, text in texts.items():
     temporary = folder / f'{name}.{suffix}.tmp'
     temporary.write_text(text)
@@ -74,8 +78,11 @@ def warn_if_busy() -> None:
 
 def add_torch_python(parser) -> None:
   """Adds --torch-python, by default $MESHLM_TORCH_PYTHON."""
-  parser.add_argument('--torch-python', default=os.environ.get('MESHLM_TORCH_PYTHON'),
-                      help='interpreter that has PyTorch; default: $MESHLM_TORCH_PYTHON')
+  parser.add_argument(
+    '--torch-python',
+    default=os.environ.get('MESHLM_TORCH_PYTHON'),
+    help='interpreter that has PyTorch; default: $MESHLM_TORCH_PYTHON',
+  )
 
 
 def require_torch_python(parser, given: str | None) -> str:
@@ -91,8 +98,14 @@ class Worker:
   """A process that answers JSON lines; it waits without using a core while nobody asks."""
 
   def __init__(self, *command: str, memory: str = 'large-pages'):
-    self._process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT | {'GLIBC_TUNABLES': MEMORY[memory]},
-                                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    self._process = subprocess.Popen(
+      command,
+      cwd=ROOT,
+      env=ENVIRONMENT | {'GLIBC_TUNABLES': MEMORY[memory]},
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
     self._command = command
     self.ready = self._answer()
 

@@ -21,8 +21,10 @@ def texts(data_config) -> tuple[bytes, bytes]:
   counts = documents.Counts()
   [corpus] = corpora.find(data_config)
   read = list(documents.unique(corpora.read(corpus, counts), set(), counts))
-  train, validation = (''.join(document.text for document in part).encode()
-                       for part in documents.split(read, data_config.validation_fraction))
+  train, validation = (
+    ''.join(document.text for document in part).encode()
+    for part in documents.split(read, data_config.validation_fraction)
+  )
   return train, validation
 
 
@@ -47,11 +49,14 @@ def main():
   alone = xz_bytes(validation, total)
   after = xz_bytes(train + validation, total) - xz_bytes(train, total)
   results = {
-      'validation_bytes': len(validation), 'train_bytes': len(train),
-      'bits_per_byte': {'xz -9e': 8 * alone / len(validation),
-                        'xz -9e after the training text': 8 * after / len(validation),
-                        'model': summary['bits_per_byte']},
-      'training': summary,
+    'validation_bytes': len(validation),
+    'train_bytes': len(train),
+    'bits_per_byte': {
+      'xz -9e': 8 * alone / len(validation),
+      'xz -9e after the training text': 8 * after / len(validation),
+      'model': summary['bits_per_byte'],
+    },
+    'training': summary,
   }
   rows = [[name, f'{value:.3f}'] for name, value in results['bits_per_byte'].items()]
   table = common.markdown_table(['bits per byte of the validation text', ''], rows)

@@ -37,7 +37,8 @@ def interleave(programs: dict, inputs: tuple, seconds: float) -> dict:
       processor[name].append(1e3 * (time.process_time() - started[1]))
   return {
     name: {
-      'ms': float(np.median(wall[name])), 'cpu_ms': min(processor[name]),
+      'ms': float(np.median(wall[name])),
+      'cpu_ms': min(processor[name]),
       'temporaries_mib': program.memory_analysis().temp_size_in_bytes / 2**20,
     }
     for name, program in programs.items()
@@ -48,11 +49,22 @@ def write(name: str, shapes: dict, results: dict, ours: str, baseline: str) -> N
   """Writes what `interleave` gave for each case, with the ratios of `baseline` to `ours`, and prints the table."""
   programs = list(next(iter(results.values())))
   rows = [
-    [case, *(cells[x]['ms'] for x in programs), cells[baseline]['ms'] / cells[ours]['ms'],
-     cells[baseline]['cpu_ms'] / cells[ours]['cpu_ms'], *(cells[x]['temporaries_mib'] for x in programs)]
+    [
+      case,
+      *(cells[x]['ms'] for x in programs),
+      cells[baseline]['ms'] / cells[ours]['ms'],
+      cells[baseline]['cpu_ms'] / cells[ours]['cpu_ms'],
+      *(cells[x]['temporaries_mib'] for x in programs),
+    ]
     for case, cells in results.items()
   ]
-  headers = ['case', *(f'{x} ms' for x in programs), f'{baseline} / {ours}', 'the same in CPU time',
-             *(f'{x} MiB' for x in programs)]
-  common.write(name, {'shapes': shapes, 'results': results}, common.markdown_table(headers, rows),
-               f'python -m benchmarks.{name}')
+  headers = [
+    'case',
+    *(f'{x} ms' for x in programs),
+    f'{baseline} / {ours}',
+    'the same in CPU time',
+    *(f'{x} MiB' for x in programs),
+  ]
+  common.write(
+    name, {'shapes': shapes, 'results': results}, common.markdown_table(headers, rows), f'python -m benchmarks.{name}'
+  )

@@ -11,7 +11,10 @@ from benchmarks import common, cpu
 from pallas_kernels import linear_cross_entropy
 
 _SHAPES = {  # batch, length, embed, vocab
-  'S': (12, 64, 128, 65), 'M': (8, 256, 384, 65), 'quickstart': (16, 256, 256, 4096), 'L': (2, 512, 768, 50304),
+  'S': (12, 64, 128, 65),
+  'M': (8, 256, 384, 65),
+  'quickstart': (16, 256, 256, 4096),
+  'L': (2, 512, 768, 50304),
 }
 
 
@@ -32,16 +35,19 @@ def _measure(shape, dtype):
     jnp.asarray(random.normal(size=(vocab, embed)) * 0.05, jnp.float32),
     jnp.asarray(random.integers(0, vocab, (batch, length)), jnp.int32),
   )
-  programs = {name: jax.jit(jax.value_and_grad(function, (0, 1))).lower(*inputs).compile()
-              for name, function in _IMPLEMENTATIONS.items()}
+  programs = {
+    name: jax.jit(jax.value_and_grad(function, (0, 1))).lower(*inputs).compile()
+    for name, function in _IMPLEMENTATIONS.items()
+  }
   return cpu.interleave(programs, inputs, seconds=10)
 
 
 def main():
   cpu.large_pages()
   common.warn_if_busy()
-  results = {f'{name} {dtype}': _measure(shape, dtype) for name, shape in _SHAPES.items()
-             for dtype in ('float32', 'bfloat16')}
+  results = {
+    f'{name} {dtype}': _measure(shape, dtype) for name, shape in _SHAPES.items() for dtype in ('float32', 'bfloat16')
+  }
   cpu.write('cross_entropy_cpu', _SHAPES, results, ours='fused', baseline='plain')
 
 

@@ -19,11 +19,14 @@ DTYPES = ('float32', 'bfloat16')
 
 def start_workers(torch_python: str | None) -> dict[str, common.Worker]:
   """A worker for each column of the table, by its name."""
-  workers = {f'meshlm {dtype}': common.Worker(sys.executable, '-m', 'benchmarks.generation_worker', dtype)
-             for dtype in DTYPES}
+  workers = {
+    f'meshlm {dtype}': common.Worker(sys.executable, '-m', 'benchmarks.generation_worker', dtype) for dtype in DTYPES
+  }
   if torch_python:
-    workers |= {f'transformers {dtype}': common.Worker(torch_python, 'benchmarks/torch/generation_worker.py', dtype)
-                for dtype in DTYPES}
+    workers |= {
+      f'transformers {dtype}': common.Worker(torch_python, 'benchmarks/torch/generation_worker.py', dtype)
+      for dtype in DTYPES
+    }
   return workers
 
 
@@ -55,12 +58,22 @@ def main():
   rates = {rows: measure(workers, rows, arguments.new_tokens, arguments.rounds) for rows in arguments.rows}
   for worker in workers.values():
     worker.close()
-  results = {'prompt_tokens': PROMPT_TOKENS, 'new_tokens': arguments.new_tokens, 'rounds': arguments.rounds,
-             'workers': {name: worker.ready for name, worker in workers.items()}, 'tokens_per_second': rates}
-  table = common.markdown_table(['tokens/s', *workers],
-                                [[f'batch {rows}', *values.values()] for rows, values in rates.items()])
-  common.write('generation', results, table,
-               f'python -m benchmarks.generation --rounds={arguments.rounds} --new_tokens={arguments.new_tokens}')
+  results = {
+    'prompt_tokens': PROMPT_TOKENS,
+    'new_tokens': arguments.new_tokens,
+    'rounds': arguments.rounds,
+    'workers': {name: worker.ready for name, worker in workers.items()},
+    'tokens_per_second': rates,
+  }
+  table = common.markdown_table(
+    ['tokens/s', *workers], [[f'batch {rows}', *values.values()] for rows, values in rates.items()]
+  )
+  common.write(
+    'generation',
+    results,
+    table,
+    f'python -m benchmarks.generation --rounds={arguments.rounds} --new_tokens={arguments.new_tokens}',
+  )
 
 
 if __name__ == '__main__':

@@ -31,11 +31,13 @@ class Numbers:
 
 
 def main():
-  config = configs.load('configs/gpt2.py',
-                        ['--config.model.max_length=1024', f'--config.precision.dtype={sys.argv[1]}'])
+  config = configs.load(
+    'configs/gpt2.py', ['--config.model.max_length=1024', f'--config.precision.dtype={sys.argv[1]}']
+  )
   model, params = model_lib.build(config.model)
-  run = types.SimpleNamespace(decoder=precision.Decoder(model, precision.policy(config.precision)), params=params,
-                              tokenizer=Numbers())
+  run = types.SimpleNamespace(
+    decoder=precision.Decoder(model, precision.policy(config.precision)), params=params, tokenizer=Numbers()
+  )
   print(json.dumps({'parameters': model.num_params}), flush=True)
   for line in sys.stdin:
     request = json.loads(line)

@@ -34,8 +34,12 @@ def add_arguments(parser) -> None:
 
 def add_target_config(parser) -> None:
   """Adds --target_config, by default $MESHLM_GPU_TARGET."""
-  parser.add_argument('--target_config', metavar='PATH', default=os.environ.get('MESHLM_GPU_TARGET'),
-                      help='the H200 as XLA describes it; default: $MESHLM_GPU_TARGET or ../shared/aot/h200.txtpb')
+  parser.add_argument(
+    '--target_config',
+    metavar='PATH',
+    default=os.environ.get('MESHLM_GPU_TARGET'),
+    help='the H200 as XLA describes it; default: $MESHLM_GPU_TARGET or ../shared/aot/h200.txtpb',
+  )
 
 
 def stay_off_gpu() -> None:
@@ -113,8 +117,7 @@ def interleave(programs: dict, wait: dict, seconds: float, burst: float = 0.015,
     wait[name](run(0))
     counts[name] = max(1, min(200, int(burst / _burst(run, wait[name], 2))))
   times, end = {name: [] for name in programs}, time.perf_counter() + seconds
-  while len(next(iter(times.values()))) < 3 or (
-      time.perf_counter() < end and len(next(iter(times.values()))) < most):
+  while len(next(iter(times.values()))) < 3 or (time.perf_counter() < end and len(next(iter(times.values()))) < most):
     for name, run in programs.items():
       times[name].append(_burst(run, wait[name], counts[name]))
   return times
@@ -156,7 +159,8 @@ def topology(target_config: str | None, shape: str = '1x1x1') -> list:
     raise SystemExit(f'{path} does not exist; --target_config=PATH or MESHLM_GPU_TARGET=PATH names the target')
   jax.devices()  # loads the CUDA plugin
   return topologies.get_topology_desc(
-    platform='cuda', topology_name='h200', target_config=path.read_text(), topology=shape).devices
+    platform='cuda', topology_name='h200', target_config=path.read_text(), topology=shape
+  ).devices
 
 
 def struct(devices, shape, dtype) -> jax.ShapeDtypeStruct:
@@ -183,12 +187,16 @@ def ptxas_reports(folder: pathlib.Path) -> list[dict]:
   reports = []
   for file in sorted(folder.glob('*.ptxas'), key=lambda file: [int(n) for n in re.findall(r'\d+', file.name)]):
     text = file.read_text()
-    reports.append({
-      'kernel': file.stem.rsplit('_', 1)[0],
-      'registers': max(map(int, re.findall(r'Used (\d+) registers', text)), default=None),
-      'spill_bytes': max(map(int, re.findall(r'(\d+) bytes spill stores', text)), default=0),
-      'warnings': sorted({' '.join(found) for found in re.findall(r'\((C\d+)\) (Potential Performance Loss.*)', text)}),
-    })
+    reports.append(
+      {
+        'kernel': file.stem.rsplit('_', 1)[0],
+        'registers': max(map(int, re.findall(r'Used (\d+) registers', text)), default=None),
+        'spill_bytes': max(map(int, re.findall(r'(\d+) bytes spill stores', text)), default=0),
+        'warnings': sorted(
+          {' '.join(found) for found in re.findall(r'\((C\d+)\) (Potential Performance Loss.*)', text)}
+        ),
+      }
+    )
   for file in folder.iterdir():
     file.unlink()
   return reports

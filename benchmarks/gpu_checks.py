@@ -38,7 +38,7 @@ def _in_chunks(causal, scale, q, k, v):
   batch, length, heads, head_dim = q.shape
   kv_heads, chunk = k.shape[2], math.gcd(length, _CHUNK)
   split = q.reshape(batch, length // chunk, chunk, kv_heads, heads // kv_heads, head_dim)
-  by_head = lambda x, axis: jnp.moveaxis(x, axis, 1).reshape(batch * kv_heads, *x.shape[1:axis], *x.shape[axis + 1:])
+  by_head = lambda x, axis: jnp.moveaxis(x, axis, 1).reshape(batch * kv_heads, *x.shape[1:axis], *x.shape[axis + 1 :])
 
   def of_head(inputs):
     q, k, v = inputs
@@ -67,8 +67,10 @@ def named(result) -> dict:
 
 def distances(got: dict, want: dict) -> dict:
   """||got - want|| / ||want|| of each of `got`, 0 only if equal; None where it is not finite."""
-  return {name: float(x) if math.isfinite(x) else None for name, x in jax.device_get(
-    {name: _distance(got[name], want[name]) for name in got}).items()}
+  return {
+    name: float(x) if math.isfinite(x) else None
+    for name, x in jax.device_get({name: _distance(got[name], want[name]) for name in got}).items()
+  }
 
 
 @jax.jit
@@ -96,7 +98,13 @@ def faults(distances: dict, tolerances: dict, moved: dict, may_move: dict) -> li
     may_move: the largest that are right; what is not in it must not move.
   """
   show = lambda x: 'not finite' if x is None else f'{x:.1e}'
-  far = [f'{name} is {show(x)} from float32, at most {tolerances[name]:.1e}'
-         for name, x in distances.items() if x is None or x > tolerances[name]]
-  return far + [f'{name} moves by {show(x)} from call to call, at most {may_move.get(name, 0):.1e}'
-                for name, x in moved.items() if x is None or x > may_move.get(name, 0)]
+  far = [
+    f'{name} is {show(x)} from float32, at most {tolerances[name]:.1e}'
+    for name, x in distances.items()
+    if x is None or x > tolerances[name]
+  ]
+  return far + [
+    f'{name} moves by {show(x)} from call to call, at most {may_move.get(name, 0):.1e}'
+    for name, x in moved.items()
+    if x is None or x > may_move.get(name, 0)
+  ]

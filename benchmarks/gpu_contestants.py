@@ -52,16 +52,30 @@ class Cell:
 def cells(dry_run: bool) -> list[Cell]:
   """All cells, the most important ones first."""
   if dry_run:
-    return [Cell(head_dim, length, causal, 2, kv_heads, 256 // length) for length in (128, 256)
-            for head_dim, causal, kv_heads in ((128, True, 2), (64, True, 2), (128, False, 1))]
+    return [
+      Cell(head_dim, length, causal, 2, kv_heads, 256 // length)
+      for length in (128, 256)
+      for head_dim, causal, kv_heads in ((128, True, 2), (64, True, 2), (128, False, 1))
+    ]
   wide, grouped = (16, 16), (32, 8)
   first = [(128, True, wide), (64, True, wide), (128, False, wide), (64, False, wide)]
-  rest = [(128, True, grouped), (256, True, (8, 8)), (64, True, grouped), (128, False, grouped),
-          (256, True, (16, 4)), (256, False, (8, 8)), (64, False, grouped), (256, False, (16, 4))]
+  rest = [
+    (128, True, grouped),
+    (256, True, (8, 8)),
+    (64, True, grouped),
+    (128, False, grouped),
+    (256, True, (16, 4)),
+    (256, False, (8, 8)),
+    (64, False, grouped),
+    (256, False, (16, 4)),
+  ]
   order = [(kind, _LENGTHS[:2]) for kind in first] + [(kind, _LENGTHS[2:]) for kind in first]
   order += [(kind, _LENGTHS[:2]) for kind in rest] + [(kind, _LENGTHS[2:]) for kind in rest]
-  return [Cell(head_dim, length, causal, *heads, _TOKENS // length)
-          for (head_dim, causal, heads), lengths in order for length in lengths]
+  return [
+    Cell(head_dim, length, causal, *heads, _TOKENS // length)
+    for (head_dim, causal, heads), lengths in order
+    for length in lengths
+  ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +117,8 @@ def ours(dry_run: bool) -> str:
 def contestants(implementation: str) -> dict[str, Contestant]:
   """All by name; this project's with the given implementation, see `ours`."""
   of_jax = lambda attend, dtype, **fields: Contestant(
-    functools.partial(_prepare_jax, attend, dtype), dtype=dtype, **fields)
+    functools.partial(_prepare_jax, attend, dtype), dtype=dtype, **fields
+  )
   return {
     'ours': of_jax(functools.partial(_attention, implementation), jnp.bfloat16, ours=True),
     'ours, unfused': Contestant(_prepare_unfused, dtype=jnp.bfloat16, ours=True, forward='ours'),
@@ -161,15 +176,24 @@ def unfused(head_dim: int):
 
 def _mgpu(cell, q, k, v):
   from jax.experimental.pallas.ops.gpu import attention_mgpu
+
   block_kv = 128 if cell.head_dim <= 128 else 64
   config = attention_mgpu.TuningConfig(
-    block_q=64, block_kv=block_kv, max_concurrent_steps=2, causal=cell.causal, block_q_dkv=64, block_kv_dkv=64,
-    block_q_dq=64, block_kv_dq=64)
+    block_q=64,
+    block_kv=block_kv,
+    max_concurrent_steps=2,
+    causal=cell.causal,
+    block_q_dkv=64,
+    block_kv_dkv=64,
+    block_q_dq=64,
+    block_kv_dq=64,
+  )
   return attention_mgpu.attention(q, k, v, config)
 
 
 def _tokamax(cell, q, k, v):
   import tokamax
+
   return tokamax.dot_product_attention(q, k, v, is_causal=cell.causal, implementation='mosaic')
 
 
@@ -193,6 +217,7 @@ def _prepare_jax(attend, dtype, cell, which):
 @functools.lru_cache(maxsize=1)
 def _torch_inputs(shapes):
   import torch
+
   # Heads before tokens, as PyTorch has them, in memory that has them after, as its own projections leave it.
   make = lambda shape: torch.randn(shape, dtype=torch.bfloat16, device='cuda').transpose(1, 2).requires_grad_()
   return [[make(shape) for shape in shapes] for _ in range(_SETS)]
@@ -201,6 +226,7 @@ def _torch_inputs(shapes):
 def _prepare_torch(backend, cell, which):
   import torch
   from torch.nn import attention as backends
+
   if not torch.cuda.is_available():
     raise RuntimeError('PyTorch sees no GPU')
   chosen = getattr(backends.SDPBackend, backend)
@@ -209,7 +235,8 @@ def _prepare_torch(backend, cell, which):
     q, k, v, cotangent = _torch_inputs(cell.shapes())[i % _SETS]
     with backends.sdpa_kernel(chosen), torch.set_grad_enabled(which == 'both'):
       out = torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, is_causal=cell.causal, enable_gqa=cell.heads != cell.kv_heads)
+        q, k, v, is_causal=cell.causal, enable_gqa=cell.heads != cell.kv_heads
+      )
       return torch.autograd.grad(out, (q, k, v), cotangent) if which == 'both' else out
 
   return lambda: run
@@ -217,4 +244,5 @@ def _prepare_torch(backend, cell, which):
 
 def _wait_torch(result):
   import torch
+
   torch.cuda.synchronize()

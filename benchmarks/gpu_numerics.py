@@ -65,8 +65,14 @@ CASES = (
   Case('dropout, 4,096 tokens', {'causal': True, 'dropout_rate': 0.1}, ('dropout_seed',), 128, 2, 1, 4096, 4096, 1),
   Case('decoding, 1 query, 8,192 keys', _CAUSAL, kv_heads=1, q_len=1, kv_len=8192),
   Case('decoding, 5 queries, 3,333 keys, sinks', {'causal': True, 'window': 2000}, ('sinks',), 64, 8, 2, 5, 3333),
-  Case('everything', {'causal': True, 'window': 200, 'softcap': 30.0, 'dropout_rate': 0.1},
-       ('segment_ids', 'order', 'bias', 'alibi_slopes', 'sinks', 'dropout_seed'), kv_heads=2, q_len=301, kv_len=301),
+  Case(
+    'everything',
+    {'causal': True, 'window': 200, 'softcap': 30.0, 'dropout_rate': 0.1},
+    ('segment_ids', 'order', 'bias', 'alibi_slopes', 'sinks', 'dropout_seed'),
+    kv_heads=2,
+    q_len=301,
+    kv_len=301,
+  ),
 )
 
 
@@ -76,8 +82,12 @@ VARIANTS = ('forward', 'unfused', 'fused')
 def items(dry_run: bool) -> dict:
   """What is compared: case and variant by name. For a dry run a few short cases, which tell that the code works."""
   cases = [_shrunk(case) for case in CASES[::8]] if dry_run else CASES
-  return {f'{case.name} ({variant})': (case, variant) for case in cases for variant in VARIANTS
-          if variant != 'fused' or _sizes(case).fused}
+  return {
+    f'{case.name} ({variant})': (case, variant)
+    for case in cases
+    for variant in VARIANTS
+    if variant != 'fused' or _sizes(case).fused
+  }
 
 
 def _shrunk(case):
@@ -86,8 +96,11 @@ def _shrunk(case):
 
 
 def _sizes(case):
-  spec = AttentionSpec(**case.static, **{name: True for name in case.arrays if name in ('bias', 'alibi_slopes')},
-                       **({'bias': True} if 'row_bias' in case.arrays else {}))
+  spec = AttentionSpec(
+    **case.static,
+    **{name: True for name in case.arrays if name in ('bias', 'alibi_slopes')},
+    **({'bias': True} if 'row_bias' in case.arrays else {}),
+  )
   return tuning.sizes(spec, case.head_dim, case.q_len)[2]
 
 
@@ -97,8 +110,10 @@ def arguments(case: Case) -> tuple[dict, dict]:
   normal = lambda *shape: random.normal(size=shape).astype(np.float32)
   q_shape = (case.batch, case.q_len, case.heads, case.head_dim)
   k_shape = (case.batch, case.kv_len, case.kv_heads, case.head_dim)
-  learned = {name: normal(*shape).astype(jnp.dtype(case.dtype))
-             for name, shape in (('q', q_shape), ('k', k_shape), ('v', k_shape))}
+  learned = {
+    name: normal(*shape).astype(jnp.dtype(case.dtype))
+    for name, shape in (('q', q_shape), ('k', k_shape), ('v', k_shape))
+  }
   fixed = {'d_out': normal(*q_shape).astype(jnp.dtype(case.dtype)), 'd_lse': normal(*q_shape[:3])}
   if 'bias' in case.arrays:
     learned['bias'] = normal(1, case.heads, case.q_len, case.kv_len)
@@ -113,10 +128,10 @@ def arguments(case: Case) -> tuple[dict, dict]:
   if 'segment_ids' in case.arrays:  # three documents and padding at the end
     ids = np.minimum(np.arange(case.kv_len) * 4 // case.kv_len, 3)
     fixed['kv_segment_ids'] = np.tile((1 + ids) % 4, (case.batch, 1)).astype(np.int32)
-    fixed['q_segment_ids'] = fixed['kv_segment_ids'][:, -case.q_len:]
+    fixed['q_segment_ids'] = fixed['kv_segment_ids'][:, -case.q_len :]
   if 'order' in case.arrays:  # slots of a cache, filled from the second on
     fixed['kv_order'] = np.tile(np.roll(np.arange(case.kv_len), 1), (case.batch, 1)).astype(np.int32)
-    fixed['q_order'] = fixed['kv_order'][:, -case.q_len:]
+    fixed['q_order'] = fixed['kv_order'][:, -case.q_len :]
   return learned, fixed
 
 
@@ -133,7 +148,7 @@ def _evaluate(case, implementation, variant, learned, fixed):
   found = {'out': out, 'lse': jnp.where(sees, lse, 0)}
   if backward is None:
     return found
-  gradients, = backward((fixed['d_out'].astype(out.dtype), jnp.where(sees, fixed['d_lse'], 0)))
+  (gradients,) = backward((fixed['d_out'].astype(out.dtype), jnp.where(sees, fixed['d_lse'], 0)))
   return found | {f'gradient of {name}': g for name, g in gradients.items()}
 
 

@@ -101,8 +101,9 @@ class Worker:
       time.sleep(1)  # until the driver has taken the memory back
 
   def _start(self):
-    self._process = subprocess.Popen(self._command, cwd=common.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                     text=True)
+    self._process = subprocess.Popen(
+      self._command, cwd=common.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     self._lines = queue.Queue()
     threading.Thread(target=_read, args=(self._process.stdout, self._lines), daemon=True).start()
 

@@ -30,9 +30,11 @@ _SPECS = {  # static fields; arrays by shape and dtype
 }
 _UNGROUPED = ', a key head for each head'
 _MOST = ('causal', 'full', 'segments', 'soft-cap', 'dropout', 'dropout of a part')
-CASES = [(head_dim, spec) for head_dim in (64, 128) for spec in (*_SPECS, 'decoding')] + [
-  (head_dim, spec) for head_dim in (96, 192, 256) for spec in _MOST] + [
-  (128, spec + _UNGROUPED) for spec in ('causal', 'segments')]
+CASES = (
+  [(head_dim, spec) for head_dim in (64, 128) for spec in (*_SPECS, 'decoding')]
+  + [(head_dim, spec) for head_dim in (96, 192, 256) for spec in _MOST]
+  + [(128, spec + _UNGROUPED) for spec in ('causal', 'segments')]
+)
 
 
 def _compile(head_dim, name, struct):
@@ -74,8 +76,11 @@ def main():
   rows = measure(arguments.target_config)
   table = common.markdown_table(
     ['head_dim', 'spec', 'kernel', 'registers', 'spilled bytes', 'warnings'],
-    [[row['head_dim'], row['spec'], row['kernel'], row['registers'], row['spill_bytes'], '; '.join(row['warnings'])]
-     for row in rows])
+    [
+      [row['head_dim'], row['spec'], row['kernel'], row['registers'], row['spill_bytes'], '; '.join(row['warnings'])]
+      for row in rows
+    ],
+  )
   machine = {'target': gpu.H200.kind, 'jax': jax.__version__}
   record = gpu.Record('hopper_registers', 'python -m benchmarks.hopper_registers', arguments.out, machine)
   record.write({'kernels': rows}, table)

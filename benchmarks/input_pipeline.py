@@ -75,12 +75,16 @@ def _measure(dataset, data_config, args):
 
 
 def _print(results):
-  print(f"{results['config']}: prepared in {results['prepare_seconds']:.1f} s, again in "
-        f"{results['prepare_cached_seconds']:.1f} s from the cache")
-  print(f"{'packing':<12}{'tokens/s':>14}{'x training':>12}{'core us/batch':>15}{'slots used':>12}")
+  print(
+    f'{results["config"]}: prepared in {results["prepare_seconds"]:.1f} s, again in '
+    f'{results["prepare_cached_seconds"]:.1f} s from the cache'
+  )
+  print(f'{"packing":<12}{"tokens/s":>14}{"x training":>12}{"core us/batch":>15}{"slots used":>12}')
   for name, result in results['pipelines'].items():
-    print(f"{name:<12}{result['tokens_per_second']:>14,.0f}{result['times_training']:>12.0f}"
-          f"{result['core_microseconds_per_batch']:>15.0f}{result['slots_used']:>12.2%}")
+    print(
+      f'{name:<12}{result["tokens_per_second"]:>14,.0f}{result["times_training"]:>12.0f}'
+      f'{result["core_microseconds_per_batch"]:>15.0f}{result["slots_used"]:>12.2%}'
+    )
 
 
 if __name__ == '__main__':

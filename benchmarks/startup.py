@@ -21,8 +21,9 @@ def seconds_to_first_step(config: str, workdir: pathlib.Path, cache: pathlib.Pat
   command = [sys.executable, 'train.py', f'--config={config}', f'--workdir={workdir}']
   metrics = workdir / 'metrics.jsonl'
   start = time.perf_counter()
-  process = subprocess.Popen(command, cwd=common.ROOT, env=common.ENVIRONMENT | {'XDG_CACHE_HOME': str(cache)},
-                             stdout=subprocess.DEVNULL)
+  process = subprocess.Popen(
+    command, cwd=common.ROOT, env=common.ENVIRONMENT | {'XDG_CACHE_HOME': str(cache)}, stdout=subprocess.DEVNULL
+  )
   try:
     while not (metrics.exists() and metrics.stat().st_size):
       if process.poll() is not None:
@@ -42,12 +43,19 @@ def main():
   common.warn_if_busy()
   with tempfile.TemporaryDirectory(prefix='meshlm-startup-') as folder:
     folder = pathlib.Path(folder)
-    cold, *warm = (seconds_to_first_step(arguments.config, folder / f'run{i}', folder / 'cache')
-                   for i in range(1 + arguments.warm_runs))
-  results = {'config': arguments.config, 'cold_seconds': cold, 'warm_seconds': statistics.median(warm),
-             'warm_seconds_each': warm}
-  table = common.markdown_table(['caches', 'seconds to the first training step'],
-                                [['cold', cold], ['warm', results['warm_seconds']]])
+    cold, *warm = (
+      seconds_to_first_step(arguments.config, folder / f'run{i}', folder / 'cache')
+      for i in range(1 + arguments.warm_runs)
+    )
+  results = {
+    'config': arguments.config,
+    'cold_seconds': cold,
+    'warm_seconds': statistics.median(warm),
+    'warm_seconds_each': warm,
+  }
+  table = common.markdown_table(
+    ['caches', 'seconds to the first training step'], [['cold', cold], ['warm', results['warm_seconds']]]
+  )
   common.write('startup', results, table, f'python -m benchmarks.startup --config={arguments.config}')
 
 

@@ -15,9 +15,9 @@ import sys
 from benchmarks import common
 
 SHAPES = {
-    'S': {'num_layers': 4, 'num_heads': 4, 'embed_dim': 128, 'sequence_length': 64, 'rows': 12, 'vocab_size': 65},
-    'M': {'num_layers': 6, 'num_heads': 6, 'embed_dim': 384, 'sequence_length': 256, 'rows': 8, 'vocab_size': 65},
-    'L': {'num_layers': 12, 'num_heads': 12, 'embed_dim': 768, 'sequence_length': 512, 'rows': 2, 'vocab_size': 50304},
+  'S': {'num_layers': 4, 'num_heads': 4, 'embed_dim': 128, 'sequence_length': 64, 'rows': 12, 'vocab_size': 65},
+  'M': {'num_layers': 6, 'num_heads': 6, 'embed_dim': 384, 'sequence_length': 256, 'rows': 8, 'vocab_size': 65},
+  'L': {'num_layers': 12, 'num_heads': 12, 'embed_dim': 768, 'sequence_length': 512, 'rows': 2, 'vocab_size': 50304},
 }
 TORCH_MODES = ('float32-eager', 'float32-compile', 'bfloat16-eager', 'bfloat16-compile')
 MESHLM_MODES = ('float32', 'bfloat16')
@@ -70,13 +70,16 @@ def fastest(start, modes, memories):
 def compare(shape: dict, torch_python: str, rounds: int, seconds: float) -> dict:
   """Rounds of one shape, taking turns."""
   tokens, text = shape['rows'] * shape['sequence_length'], json.dumps(shape)
+
   def start(*command):
     return lambda mode, memory: Trainer(common.Worker(*command, text, mode, memory=memory), tokens, seconds)
 
   torch_mode, torch_trainer, torch_rates = fastest(
-      start(torch_python, 'benchmarks/torch/throughput_worker.py'), TORCH_MODES, ('large-pages', 'kept-heap'))
+    start(torch_python, 'benchmarks/torch/throughput_worker.py'), TORCH_MODES, ('large-pages', 'kept-heap')
+  )
   mode, trainer, rates = fastest(
-      start(sys.executable, '-m', 'benchmarks.throughput_worker'), MESHLM_MODES, ('train.py',))
+    start(sys.executable, '-m', 'benchmarks.throughput_worker'), MESHLM_MODES, ('train.py',)
+  )
   sides = trainer, torch_trainer
   pairs, gemms = [], []
   for _ in range(rounds):
@@ -89,14 +92,19 @@ def compare(shape: dict, torch_python: str, rounds: int, seconds: float) -> dict
   torch_trainer.close()
   ratios = [ours / theirs for ours, theirs in pairs]
   return {
-      'shape': shape, 'parameters': parameters, 'torch': torch_trainer.ready['torch'],
-      'meshlm_mode': mode, 'meshlm_modes': rates,
-      'meshlm_tokens_per_second': statistics.median(ours for ours, _ in pairs),
-      'torch_mode': torch_mode, 'torch_modes': torch_rates,
-      'torch_tokens_per_second': statistics.median(theirs for _, theirs in pairs),
-      'meshlm_gemm_gflops': statistics.median(ours for ours, _ in gemms),
-      'torch_gemm_gflops': statistics.median(theirs for _, theirs in gemms),
-      'ratio': statistics.median(ratios), 'ratio_range': [min(ratios), max(ratios)],
+    'shape': shape,
+    'parameters': parameters,
+    'torch': torch_trainer.ready['torch'],
+    'meshlm_mode': mode,
+    'meshlm_modes': rates,
+    'meshlm_tokens_per_second': statistics.median(ours for ours, _ in pairs),
+    'torch_mode': torch_mode,
+    'torch_modes': torch_rates,
+    'torch_tokens_per_second': statistics.median(theirs for _, theirs in pairs),
+    'meshlm_gemm_gflops': statistics.median(ours for ours, _ in gemms),
+    'torch_gemm_gflops': statistics.median(theirs for _, theirs in gemms),
+    'ratio': statistics.median(ratios),
+    'ratio_range': [min(ratios), max(ratios)],
   }
 
 
@@ -109,17 +117,43 @@ def main():
   arguments = parser.parse_args()
   torch_python = common.require_torch_python(parser, arguments.torch_python)
   common.warn_if_busy()
-  results = {name: compare(SHAPES[name], torch_python, arguments.rounds, arguments.seconds)
-             for name in arguments.shapes}
-  rows = [[name, f'{r["shape"]["num_layers"]}, {r["shape"]["num_heads"]}, {r["shape"]["embed_dim"]}',
-           f'T{r["shape"]["sequence_length"]} B{r["shape"]["rows"]} V{r["shape"]["vocab_size"]}',
-           r['torch_tokens_per_second'], r['torch_mode'], r['meshlm_tokens_per_second'], r['meshlm_mode'],
-           f'{r["torch_gemm_gflops"]:.0f}, {r["meshlm_gemm_gflops"]:.0f}',
-           f'{r["ratio"]:.2f} ({r["ratio_range"][0]:.2f} to {r["ratio_range"][1]:.2f})'] for name, r in results.items()]
-  table = common.markdown_table(['shape', 'layers, heads, width', 'batch', 'PyTorch tokens/s', 'its fastest mode',
-                                 'meshlm tokens/s', 'its fastest mode', 'bfloat16 GFLOP/s', 'ratio'], rows)
-  common.write('throughput', {'shapes': results}, table,
-               f'python -m benchmarks.throughput --rounds={arguments.rounds} --seconds={arguments.seconds:g}')
+  results = {
+    name: compare(SHAPES[name], torch_python, arguments.rounds, arguments.seconds) for name in arguments.shapes
+  }
+  rows = [
+    [
+      name,
+      f'{r["shape"]["num_layers"]}, {r["shape"]["num_heads"]}, {r["shape"]["embed_dim"]}',
+      f'T{r["shape"]["sequence_length"]} B{r["shape"]["rows"]} V{r["shape"]["vocab_size"]}',
+      r['torch_tokens_per_second'],
+      r['torch_mode'],
+      r['meshlm_tokens_per_second'],
+      r['meshlm_mode'],
+      f'{r["torch_gemm_gflops"]:.0f}, {r["meshlm_gemm_gflops"]:.0f}',
+      f'{r["ratio"]:.2f} ({r["ratio_range"][0]:.2f} to {r["ratio_range"][1]:.2f})',
+    ]
+    for name, r in results.items()
+  ]
+  table = common.markdown_table(
+    [
+      'shape',
+      'layers, heads, width',
+      'batch',
+      'PyTorch tokens/s',
+      'its fastest mode',
+      'meshlm tokens/s',
+      'its fastest mode',
+      'bfloat16 GFLOP/s',
+      'ratio',
+    ],
+    rows,
+  )
+  common.write(
+    'throughput',
+    {'shapes': results},
+    table,
+    f'python -m benchmarks.throughput --rounds={arguments.rounds} --seconds={arguments.seconds:g}',
+  )
 
 
 if __name__ == '__main__':

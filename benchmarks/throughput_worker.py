@@ -19,10 +19,15 @@ from training import configs, hardware, heap, program
 def nanogpt_config(shape: dict, dtype: str):
   """The config whose model is nanoGPT's: learned positions, LayerNorm, GELU, no biases, tied head."""
   settings = {
-      **{f'model.{key}': shape[key] for key in ('num_layers', 'num_heads', 'embed_dim', 'vocab_size')},
-      'model.positions': 'learned', 'model.norm': 'layernorm', 'model.activation': 'gelu', 'model.gated_mlp': False,
-      'model.max_length': shape['sequence_length'], 'data.sequence_length': shape['sequence_length'],
-      'data.batch_tokens': shape['rows'] * shape['sequence_length'], 'precision.dtype': dtype,
+    **{f'model.{key}': shape[key] for key in ('num_layers', 'num_heads', 'embed_dim', 'vocab_size')},
+    'model.positions': 'learned',
+    'model.norm': 'layernorm',
+    'model.activation': 'gelu',
+    'model.gated_mlp': False,
+    'model.max_length': shape['sequence_length'],
+    'data.sequence_length': shape['sequence_length'],
+    'data.batch_tokens': shape['rows'] * shape['sequence_length'],
+    'precision.dtype': dtype,
   }
   return configs.load('configs/base.py', [f'--config.{key}={value}' for key, value in settings.items()])
 
@@ -36,8 +41,11 @@ def batches(shape: dict):
   segment_ids = np.ones((rows, row_length), np.int32)
   positions = np.tile(np.arange(row_length, dtype=np.int32), (rows, 1))
   while True:
-    rows_of_tokens = {'tokens': windows[rng.integers(len(windows), size=rows)], 'segment_ids': segment_ids,
-                      'positions': positions}
+    rows_of_tokens = {
+      'tokens': windows[rng.integers(len(windows), size=rows)],
+      'segment_ids': segment_ids,
+      'positions': positions,
+    }
     yield objectives.Causal().examples(rows_of_tokens, None)
 
 
@@ -57,9 +65,16 @@ def main():
 
   start = time.perf_counter()
   state, metrics = train(state, 3)
-  print(json.dumps({'parameters': sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-                    'loss': metrics['loss'].value, 'start_seconds': time.perf_counter() - start}),
-        flush=True)
+  print(
+    json.dumps(
+      {
+        'parameters': sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        'loss': metrics['loss'].value,
+        'start_seconds': time.perf_counter() - start,
+      }
+    ),
+    flush=True,
+  )
   heap.keep_if_it_fits()
   for line in sys.stdin:
     request = json.loads(line)

@@ -20,8 +20,20 @@ from pallas_kernels import target
 
 _SILENCE = 150  # seconds without a word from the worker that mean it hangs; compiling a step must fit
 _GIB = 2**30
-_HEADERS = ['model', 'rows x tokens', 'remat', 'optimizer', 'tokens/s', 'published', 'ours / published', 'MFU',
-            'MFU, all parameters', 'peak GiB', 'compile s', 'attention']
+_HEADERS = [
+  'model',
+  'rows x tokens',
+  'remat',
+  'optimizer',
+  'tokens/s',
+  'published',
+  'ours / published',
+  'MFU',
+  'MFU, all parameters',
+  'peak GiB',
+  'compile s',
+  'attention',
+]
 
 
 def table(results: dict) -> str:
@@ -30,13 +42,21 @@ def table(results: dict) -> str:
   for name, record in results['cases'].items():
     case, speed = record['case'], record.get('tokens_per_second')
     peak = record.get('peak_bytes')
-    rows.append([
-      name, f'{case["rows"]} x {case["length"]}', case['remat'], case['optimizer'], speed or 'not measured',
-      f'{case["anchor"]:,.0f} ({case["anchor_source"]})' if case['anchor'] else '',
-      speed / case['anchor'] if speed and case['anchor'] else '',
-      *(f'{100 * record[key]:.1f}%' if record.get(key) else '' for key in ('mfu', 'mfu_all_parameters')),
-      peak / _GIB if peak else '', record.get('compile_seconds', ''),
-      f'{record.get("mosaic_kernels", "?")} Mosaic kernels'])
+    rows.append(
+      [
+        name,
+        f'{case["rows"]} x {case["length"]}',
+        case['remat'],
+        case['optimizer'],
+        speed or 'not measured',
+        f'{case["anchor"]:,.0f} ({case["anchor_source"]})' if case['anchor'] else '',
+        speed / case['anchor'] if speed and case['anchor'] else '',
+        *(f'{100 * record[key]:.1f}%' if record.get(key) else '' for key in ('mfu', 'mfu_all_parameters')),
+        peak / _GIB if peak else '',
+        record.get('compile_seconds', ''),
+        f'{record.get("mosaic_kernels", "?")} Mosaic kernels',
+      ]
+    )
     notes += [f'* {name}: {failed}' for failed in record.get('failed', [])]
     if peak and not record.get('mosaic_kernels'):
       notes.append(f'* {name}: attention did not run in Hopper kernels: {"; ".join(record["attention"])}')
@@ -56,10 +76,11 @@ def measure(arguments) -> bool:
       seconds = 1.0 if arguments.dry_run else max(5.0, 0.5 * left / (len(cases) - n))
       worker = gpu_worker.Worker(sys.executable, '-m', 'benchmarks.train_gpu_worker', *flags)
       try:
-        machine, = worker.stream('describe', _SILENCE)
+        (machine,) = worker.stream('describe', _SILENCE)
         record = record or gpu.Record('train_gpu', _command(arguments, flags), arguments.out, machine)
-        result, = worker.stream('train', _SILENCE, case=dataclasses.asdict(attempt), dry_run=arguments.dry_run,
-                                seconds=seconds)
+        (result,) = worker.stream(
+          'train', _SILENCE, case=dataclasses.asdict(attempt), dry_run=arguments.dry_run, seconds=seconds
+        )
       except gpu_worker.Died as death:
         result = {'error': gpu.words(death)}
       finally:
@@ -91,6 +112,7 @@ def compile_only(arguments) -> None:
   gpu.choose_platform(arguments)
   from benchmarks import train_gpu_worker
   from training import program
+
   devices = gpu.topology(arguments.target_config)
   chosen = [case for case in train_gpu_cases.CASES if arguments.case in case.name]
   with gpu.ptxas_dumps() as dumps:
@@ -101,12 +123,15 @@ def compile_only(arguments) -> None:
         compiled = built.step.lower(built.abstract_state, train_gpu_cases.batch_shape(case)).compile()
       memory = train_gpu_worker.memory(compiled)
       bound = case.rows * case.length * built.model.flops_per_token(case.length) / gpu.REACHABLE_FLOPS
-      print(f'{case.name}, {case.rows} x {case.length}, remat {case.remat}, {case.optimizer}, '
-            f'{built.model.num_params / 1e6:,.0f}M parameters: state {memory["argument_bytes"] / _GIB:.1f} GiB, '
-            f'temporaries {memory["temporary_bytes"] / _GIB:.1f} GiB; '
-            f'{train_gpu_worker.mosaic_kernels(compiled)} calls of Mosaic kernels; '
-            f'{gpu.ptxas_line(gpu.ptxas_reports(dumps))}; a step takes at least {1e3 * bound:.0f} ms; '
-            f'compiled in {time.perf_counter() - start:.0f} s', flush=True)
+      print(
+        f'{case.name}, {case.rows} x {case.length}, remat {case.remat}, {case.optimizer}, '
+        f'{built.model.num_params / 1e6:,.0f}M parameters: state {memory["argument_bytes"] / _GIB:.1f} GiB, '
+        f'temporaries {memory["temporary_bytes"] / _GIB:.1f} GiB; '
+        f'{train_gpu_worker.mosaic_kernels(compiled)} calls of Mosaic kernels; '
+        f'{gpu.ptxas_line(gpu.ptxas_reports(dumps))}; a step takes at least {1e3 * bound:.0f} ms; '
+        f'compiled in {time.perf_counter() - start:.0f} s',
+        flush=True,
+      )
 
 
 def main() -> int:

@@ -73,8 +73,14 @@ def batches(case: Case, vocab_size: int, count: int = 8) -> list[dict]:
   weights = np.cumsum(1 / (np.arange(vocab_size) + 2.7))
   names = random.permutation(vocab_size).astype(np.int32)
   shape = (case.rows, case.length + 1)
-  return [objectives.Causal().examples({
-    'tokens': names[np.searchsorted(weights, random.random(shape) * weights[-1], side='right')],
-    'segment_ids': np.ones(shape, np.int32),
-    'positions': np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1)),
-  }, None) for _ in range(count)]
+  return [
+    objectives.Causal().examples(
+      {
+        'tokens': names[np.searchsorted(weights, random.random(shape) * weights[-1], side='right')],
+        'segment_ids': np.ones(shape, np.int32),
+        'positions': np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1)),
+      },
+      None,
+    )
+    for _ in range(count)
+  ]

@@ -44,8 +44,13 @@ def run(case, dry_run: bool, seconds: float, say) -> dict:
       say('compiling')
       start = time.perf_counter()
       compiled = built.step.lower(built.abstract_state, train_gpu_cases.batch_shape(case)).compile()
-    record |= {'parameters': built.model.num_params, 'compile_seconds': time.perf_counter() - start,
-               'attention': choices, 'mosaic_kernels': mosaic_kernels(compiled), 'memory': memory(compiled)}
+    record |= {
+      'parameters': built.model.num_params,
+      'compile_seconds': time.perf_counter() - start,
+      'attention': choices,
+      'mosaic_kernels': mosaic_kernels(compiled),
+      'memory': memory(compiled),
+    }
     if reason := too_large(record['memory'], _memory_stats().get('bytes_limit')):
       return record | {'error': reason}
     say('initialising')
@@ -75,9 +80,12 @@ def _measure(case, built, compiled, seconds, say):
   steps = np.diff(ends)[2:]  # the first ones warm up
   tokens = case.rows * case.length
   return {
-    'steps': len(steps), 'step_ms': 1e3 * statistics.median(steps),
+    'steps': len(steps),
+    'step_ms': 1e3 * statistics.median(steps),
     'step_ms_range': [1e3 * min(steps), 1e3 * max(steps)],
-    'tokens_per_second': tokens / statistics.median(steps), 'loss_first': losses[0], 'loss_last': losses[-1],
+    'tokens_per_second': tokens / statistics.median(steps),
+    'loss_first': losses[0],
+    'loss_last': losses[-1],
     'peak_bytes': _memory_stats().get('peak_bytes_in_use'),
   }
 
@@ -121,8 +129,11 @@ def memory(compiled) -> dict:
   """Bytes the compiler plans: arguments, which are donated, temporaries, and all that is there at once."""
   analysis = compiled.memory_analysis()
   new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-  return {'argument_bytes': analysis.argument_size_in_bytes, 'temporary_bytes': analysis.temp_size_in_bytes,
-          'planned_bytes': analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + new}
+  return {
+    'argument_bytes': analysis.argument_size_in_bytes,
+    'temporary_bytes': analysis.temp_size_in_bytes,
+    'planned_bytes': analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + new,
+  }
 
 
 def too_large(planned: dict, limit: int | None) -> str:

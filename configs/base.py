@@ -6,25 +6,13 @@ one, `choice` one of its arguments, the first by default. A `duration` is a numb
 one of `steps`, `tokens`, `examples`, `epochs`, `share` (of the run), for example `{'epochs': 3}`.
 """
 
-from configs.values import (
-    Group,
-    choice,
-    count,
-    duration,
-    flag,
-    number,
-    one_or_many,
-    pair_of,
-    record,
-    text,
-    tuple_of,
-)
+from configs.values import Group, choice, count, duration, flag, number, one_or_many, pair_of, record, text, tuple_of
 
 # New paths of keys by the old ones, under which the config.json of an older version has them.
 MOVED = {
-    'model.qk_norm': 'model.attention.qk_norm',
-    'model.attention_dropout_rate': 'model.attention.dropout_rate',
-    'model.attention_implementation': 'model.attention.implementation',
+  'model.qk_norm': 'model.attention.qk_norm',
+  'model.attention_dropout_rate': 'model.attention.dropout_rate',
+  'model.attention_implementation': 'model.attention.implementation',
 }
 # A key that a config.json lacks, since its version did not have it, takes the default; unless that is not what the
 # version did: then the value here.
@@ -40,7 +28,7 @@ def get_config(variant: str = '') -> Group:
     ValueError: `variant` is not empty; the base config has none.
   """
   if variant:
-    raise ValueError(f"configs/base.py has no variant {variant!r}; use --config=configs/base.py")
+    raise ValueError(f'configs/base.py has no variant {variant!r}; use --config=configs/base.py')
   config = _group()
   config.seed = count(0, at_most=2**31 - 1)  # initialisation, data order and dropout all follow from it
   config.init_from = text('')  # run directory whose parameters start this run; '' = random initialisation
@@ -104,16 +92,16 @@ def _data():
   data = _group('data')
   data.corpus = choice(*_CORPORA, 'mixture')  # where the text comes from
   data.path = text('')  # text, jsonl, parquet: file, directory or glob; huggingface: data set name or directory
-  data.mixture = tuple_of(record(
-      {'corpus': 'text', 'weight': 0.5},
-      corpus=choice(*_CORPORA), path=text(''), weight=number(1.0, above=0)))  # mixture: weights are shares of tokens
+  data.mixture = tuple_of(
+    record({'corpus': 'text', 'weight': 0.5}, corpus=choice(*_CORPORA), path=text(''), weight=number(1.0, above=0))
+  )  # mixture: weights are shares of tokens
   data.text_field = text('text')  # jsonl, parquet, huggingface: the field that holds the text
   data.document = choice('file', 'blank-line')  # text: a file is a document, or a block between blank lines is
   data.validation_fraction = number(0.05, at_least=0, below=1)  # share of documents held out, by a hash of the content
   # All but bytes and file are trained on the corpus.
   data.tokenizer = choice(
-      'sentencepiece-bpe', 'sentencepiece-unigram', 'wordpiece', 'byte-bpe', 'words', 'characters', 'bytes',
-      'file')  # what a token is
+    'sentencepiece-bpe', 'sentencepiece-unigram', 'wordpiece', 'byte-bpe', 'words', 'characters', 'bytes', 'file'
+  )  # what a token is
   data.tokenizer_path = text('')  # tokenizer = file: a sentencepiece .model or a tokenizer.json
   data.vocab_size = count(4096, at_least=1)  # of a trained tokenizer, special tokens included; words: the most frequent
   data.normalization = choice('none', 'nfc', 'nfkc', 'nfkc-lowercase')  # applied to text before tokenizing
@@ -139,7 +127,8 @@ def _optimizer():
   optimizer.learning_rate = number(1e-3, above=0)  # peak; muon: of the matrices
   optimizer.adam_learning_rate = number(1e-3, above=0)  # muon only: peak for embeddings, head and vectors, by adamw
   optimizer.schedule = choice(
-      'cosine', 'linear', 'constant', 'inverse_sqrt', 'wsd', 'step', 'exponential')  # the learning rate after warmup
+    'cosine', 'linear', 'constant', 'inverse_sqrt', 'wsd', 'step', 'exponential'
+  )  # the learning rate after warmup
   optimizer.warmup = duration(100)  # linear to the peak
   optimizer.decay = duration({'share': 0.2})  # wsd: the final decay; step, exponential: the interval
   optimizer.decay_factor = number(0.1, above=0)  # step, exponential: multiplies the learning rate every `decay`
@@ -157,7 +146,8 @@ def _optimizer():
   optimizer.frozen = tuple_of(text('embedding'))  # path patterns of parameters that stay as they are: 'layers/mlp', ...
   # Factors on the learning rate by path pattern, the first that matches counts: a number, or one for each layer.
   optimizer.learning_rate_scale = tuple_of(  # (('embedding', 0.1), ...)
-      pair_of(text('embedding'), one_or_many(number(0.1, at_least=0))))  # pattern and factor
+    pair_of(text('embedding'), one_or_many(number(0.1, at_least=0)))
+  )  # pattern and factor
   return optimizer
 
 

@@ -19,12 +19,22 @@ def get_config(variant: str = ''):
     raise ValueError(f'configs/gpt2.py has no variant {variant!r}; use --config=configs/gpt2.py')
   config = base.get_config()
   config.model.update(
-      vocab_size=50304, num_layers=12, embed_dim=768, num_heads=12, mlp_dim=3072, positions='learned',
-      norm='layernorm', activation='gelu_tanh', gated_mlp=False, use_bias=True, tie_embeddings=True)
+    vocab_size=50304,
+    num_layers=12,
+    embed_dim=768,
+    num_heads=12,
+    mlp_dim=3072,
+    positions='learned',
+    norm='layernorm',
+    activation='gelu_tanh',
+    gated_mlp=False,
+    use_bias=True,
+    tie_embeddings=True,
+  )
   config.data.update(
-      corpus='text', tokenizer='byte-bpe', vocab_size=50257, sequence_length=1024, batch_tokens=480 * 1024)
-  config.optimizer.update(
-      learning_rate=6e-4, warmup=2000, beta2=0.95, weight_decay=0.1, accumulation_steps=5)
+    corpus='text', tokenizer='byte-bpe', vocab_size=50257, sequence_length=1024, batch_tokens=480 * 1024
+  )
+  config.optimizer.update(learning_rate=6e-4, warmup=2000, beta2=0.95, weight_decay=0.1, accumulation_steps=5)
   config.train.update(steps=600_000, eval_every=1000, eval_batches=20, checkpoint_every=1000)
   config.precision.dtype = 'bfloat16'
   return config

@@ -73,7 +73,6 @@ class Number(Value):
 
 @dataclasses.dataclass(frozen=True)
 class Flag(Value):
-
   def check(self, name, value):
     if not isinstance(value, bool):
       raise _wrong_type(name, 'True or False', value)
@@ -82,7 +81,6 @@ class Flag(Value):
 
 @dataclasses.dataclass(frozen=True)
 class Text(Value):
-
   def check(self, name, value):
     if not isinstance(value, str):
       raise _wrong_type(name, 'a text', value)
@@ -149,8 +147,9 @@ class Duration(Value):
     if isinstance(value, (Mapping, config_dict.ConfigDict)):
       value = dict(value.items())
       if len(value) != 1 or next(iter(value)) not in self.units:
-        raise ValueError(f'{name} takes steps, or a mapping with exactly one of the units {", ".join(self.units)}; '
-                         f'got {value}')
+        raise ValueError(
+          f'{name} takes steps, or a mapping with exactly one of the units {", ".join(self.units)}; got {value}'
+        )
       [(unit, amount)] = value.items()
       return {unit: _amount(unit, self.at_least).check(f"{name}['{unit}']", amount)}
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
@@ -276,8 +275,10 @@ class Group(config_dict.ConfigDict):
   def _assign_group(self, key, name, value):
     group = self[key]
     if not isinstance(value, (Mapping, config_dict.ConfigDict)) or set(value) != set(group):
-      raise ValueError(f'{name} is a group; set one of its keys {", ".join(group)}, for example '
-                       f'--config.{name}.{next(iter(group))}=VALUE')
+      raise ValueError(
+        f'{name} is a group; set one of its keys {", ".join(group)}, for example '
+        f'--config.{name}.{next(iter(group))}=VALUE'
+      )
     if value is not group:
       group.update(value)
 

@@ -50,10 +50,14 @@ def find(data_config) -> list[Corpus]:
   if data_config.corpus != 'mixture':
     return [_find(data_config, data_config.corpus, data_config.path)]
   if not data_config.mixture:
-    raise ValueError("data.corpus is mixture but data.mixture is empty; give a tuple of mappings such as {'corpus': "
-                     "'text', 'path': 'FILE', 'weight': 0.5}")
-  return [_find(data_config, component['corpus'], component.get('path', ''), component['weight'])
-          for component in data_config.mixture]
+    raise ValueError(
+      "data.corpus is mixture but data.mixture is empty; give a tuple of mappings such as {'corpus': "
+      "'text', 'path': 'FILE', 'weight': 0.5}"
+    )
+  return [
+    _find(data_config, component['corpus'], component.get('path', ''), component['weight'])
+    for component in data_config.mixture
+  ]
 
 
 def _find(data_config, name: str, path: str, weight: float = 1.0) -> Corpus:
@@ -66,9 +70,7 @@ def _find(data_config, name: str, path: str, weight: float = 1.0) -> Corpus:
   if name == 'huggingface' and (path.count('/') > 1 or path[0] in '/.~') and not _directory(path):
     raise FileNotFoundError(f'{path} is no directory; give one written by save_to_disk, or the name of a data set')
   files = find_files(path, _SUFFIXES[name]) if name in _SUFFIXES else ()
-  return Corpus(
-    name, path, files, weight, data_config.text_field, data_config.document, cache.cache_dir(data_config)
-  )
+  return Corpus(name, path, files, weight, data_config.text_field, data_config.document, cache.cache_dir(data_config))
 
 
 def _directory(path: str) -> pathlib.Path | None:
@@ -197,8 +199,10 @@ def _import_extra(name: str):
   try:
     if name == 'parquet':
       import pyarrow.parquet
+
       return pyarrow.parquet
     import datasets
+
     return datasets
   except ImportError as error:
     raise ImportError(

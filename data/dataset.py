@@ -121,15 +121,27 @@ def prepare(data_config, row_length: int, seed: int, progress: Callable | None =
   )
   ends = np.cumsum([0, *map(len, train)])
   rows = tuple(
-    packing.pack(train_split.boundaries[start:end + 1], row_length, data_config.packing, seed)
+    packing.pack(train_split.boundaries[start : end + 1], row_length, data_config.packing, seed)
     for start, end in zip(ends[:-1], ends[1:], strict=True)
   )
   total = sum(corpus.weight for corpus in found)
   weights = tuple(corpus.weight / total for corpus in found)
-  decisive = (train_split.store.fingerprint, tokenizer.fingerprint, ends.tolist(), weights, row_length,
-              data_config.packing, seed)
+  decisive = (
+    train_split.store.fingerprint,
+    tokenizer.fingerprint,
+    ends.tolist(),
+    weights,
+    row_length,
+    data_config.packing,
+    seed,
+  )
   return Dataset(
-    tokenizer, train_split, validation_split, rows, weights, hashlib.sha256(repr(decisive).encode()).hexdigest(),
+    tokenizer,
+    train_split,
+    validation_split,
+    rows,
+    weights,
+    hashlib.sha256(repr(decisive).encode()).hexdigest(),
     _report(counts, train_split, validation_split, rows),
   )
 

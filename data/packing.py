@@ -134,16 +134,16 @@ def best_fit(lengths: np.ndarray, capacity: int, rng: np.random.Generator) -> np
         candidates = np.arange(num_bins, num_bins - (-len(items) // (capacity // length)))
         num_bins += len(candidates)
       each = gap // length
-      used = candidates[:-(-len(items) // each)]
-      placed = items[:len(used) * each]
-      bins[placed] = np.repeat(used, each)[:len(placed)]
+      used = candidates[: -(-len(items) // each)]
+      placed = items[: len(used) * each]
+      bins[placed] = np.repeat(used, each)[: len(placed)]
       in_last = len(placed) - (len(used) - 1) * each
-      left = ((gap - each * length, used[:-1]), (gap - in_last * length, used[-1:]), (gap, candidates[len(used):]))
+      left = ((gap - each * length, used[:-1]), (gap - in_last * length, used[-1:]), (gap, candidates[len(used) :]))
       for free, group in left:
         if free and len(group):
           by_gap.setdefault(free, []).append(group)
           gaps |= 1 << free
-      items = items[len(placed):]
+      items = items[len(placed) :]
   return bins
 
 

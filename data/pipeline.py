@@ -151,12 +151,13 @@ def interleave(frequencies: np.ndarray, start: int, stop: int) -> tuple[np.ndarr
   components = np.repeat(np.arange(len(frequencies)), last - first)
   numbers = np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)])
   order = np.lexsort((components, (numbers + 0.5) / frequencies[components]))
-  wanted = order[start - first.sum():stop - first.sum()]
+  wanted = order[start - first.sum() : stop - first.sum()]
   return components[wanted], numbers[wanted]
 
 
-def eval_batches(split: Split, row_length: int, rows: int, packing: str, max_batches: int = 0,
-                 examples: Examples = raw) -> Iterator[Batch]:
+def eval_batches(
+  split: Split, row_length: int, rows: int, packing: str, max_batches: int = 0, examples: Examples = raw
+) -> Iterator[Batch]:
   """Batches over the whole of `split`, each target once, always the same; the last one is padded with segment 0.
 
   Args:
@@ -170,6 +171,6 @@ def eval_batches(split: Split, row_length: int, rows: int, packing: str, max_bat
   packed = pack(split.boundaries, row_length, packing)
   order = np.random.default_rng(0).permutation(len(packed))
   order = np.concatenate([order, np.full(-len(order) % rows, -1)]).reshape(-1, rows)
-  for ids in order[:max_batches or None]:
+  for ids in order[: max_batches or None]:
     nothing = np.zeros_like(ids)
     yield examples(build(packed, ids, split.stream), np.stack([nothing, nothing, np.maximum(ids, 0)], axis=1))

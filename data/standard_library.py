@@ -58,7 +58,7 @@ def _files() -> Iterator[tuple[str, bytes]]:
     paths += [pathlib.Path(folder, name) for name in names if name.endswith('.py')]
   if not paths:
     raise FileNotFoundError(
-      f'{root} holds no .py file: this Python comes without its library\'s sources. '
+      f"{root} holds no .py file: this Python comes without its library's sources. "
       f'Use another Python or your own text: --config.data.corpus=text --config.data.path=FILE'
     )
   by_name = {path.relative_to(root).as_posix(): path for path in paths}

@@ -44,11 +44,16 @@ class TokenStore:
     return len(self.num_bytes)
 
   def __getitem__(self, index: int) -> np.ndarray:
-    return self.tokens[self.offsets[index]:self.offsets[index + 1]]
+    return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
 
-def encode(documents: Sequence, tokenizer: base.Tokenizer, directory: str | pathlib.Path, num_workers: int,
-           progress: Callable[[int, int], None] | None = None) -> TokenStore:
+def encode(
+  documents: Sequence,
+  tokenizer: base.Tokenizer,
+  directory: str | pathlib.Path,
+  num_workers: int,
+  progress: Callable[[int, int], None] | None = None,
+) -> TokenStore:
   """Returns the token store of `documents`, from `directory` if it was written there before.
 
   Args:
@@ -78,8 +83,10 @@ def _measure(documents, tokenizer):
     try:
       data = document.text.encode()
     except UnicodeEncodeError as error:
-      raise ValueError(f'{document.source} holds a lone surrogate at character {error.start}, which is no valid '
-                       'Unicode text; write the file again as UTF-8') from error
+      raise ValueError(
+        f'{document.source} holds a lone surrogate at character {error.start}, which is no valid '
+        'Unicode text; write the file again as UTF-8'
+      ) from error
     num_bytes[i] = len(data)
     digest.update(len(data).to_bytes(8, 'little'))
     digest.update(data)
@@ -94,7 +101,7 @@ def _write(path, texts, num_bytes, tokenizer, num_workers, progress):
     with open(unfinished / 'tokens.bin', 'wb') as file:
       for tokens, chunk_lengths in _encoded_chunks(texts, num_bytes, tokenizer, num_workers):
         file.write(tokens.astype(dtype).data)
-        done += int(num_bytes[len(lengths):len(lengths) + len(chunk_lengths)].sum())
+        done += int(num_bytes[len(lengths) : len(lengths) + len(chunk_lengths)].sum())
         lengths.extend(chunk_lengths)
         if progress:
           progress(done, total)
@@ -124,7 +131,7 @@ def _chunks(texts, num_bytes):
   for i, n in enumerate(num_bytes):
     size += int(n)
     if size >= _CHUNK_BYTES:
-      yield texts[start:i + 1]
+      yield texts[start : i + 1]
       start, size = i + 1, 0
   if start < len(texts):
     yield texts[start:]

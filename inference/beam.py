@@ -18,6 +18,7 @@ CHUNK = 32  # tokens a call; between calls the program can be interrupted
 
 class Best(NamedTuple):
   """The best finished continuation of each prompt."""
+
   score_B: jax.Array  # logprob / length ** length_penalty; -inf = none yet
   logprob_B: jax.Array  # nats
   length_B: jax.Array
@@ -26,6 +27,7 @@ class Best(NamedTuple):
 
 class State(NamedTuple):
   """What one step hands to the next; beams are sorted by their log-probability."""
+
   cache: object  # the model's own
   logprobs_BxN: jax.Array
   tokens_BxNxT: jax.Array
@@ -38,13 +40,15 @@ class State(NamedTuple):
 
 class Limits(NamedTuple):
   """Where beams end and how they compare."""
+
   max_new_tokens: jax.Array | int
   length_penalty: jax.Array | float  # score = logprob / length ** length_penalty: above 0 favours long texts
   repetition_penalty: jax.Array | float | None  # None = off
 
 
-def search(model, params, prompts: decode.Prompts, vocabulary: decode.Vocabulary, num_beams: int,
-           limits: Limits) -> Best:
+def search(
+  model, params, prompts: decode.Prompts, vocabulary: decode.Vocabulary, num_beams: int, limits: Limits
+) -> Best:
   """Beam search as in Hugging Face transformers, ended as soon as no running beam can still win.
 
   At each step the 2 N best extensions are ranked; those among the first N that end with EOS are finished, and the
@@ -78,11 +82,22 @@ def _start(model, params, prompts, vocabulary, num_beams, limits, slots):
   # All beams of a prompt are equal at first: only one of them may be extended.
   logprobs_BxN = jnp.where(jnp.arange(num_beams) == 0, jnp.zeros((rows, 1)), -jnp.inf)
   new_slots = slots - prompt_slots
-  best = Best(jnp.full(rows, -jnp.inf), jnp.full(rows, -jnp.inf), jnp.zeros(rows, jnp.int32),
-              jnp.zeros((rows, new_slots), jnp.int32))
-  state = State(jax.tree.map(lambda leaf: repeat(leaf) if leaf.ndim else leaf, cache), logprobs_BxN,
-                jnp.zeros((rows, num_beams, new_slots), jnp.int32), repeat(prompts.lengths_B) - 1, seen_BxNxV, best,
-                jnp.zeros((), jnp.int32), jnp.zeros(rows, bool))
+  best = Best(
+    jnp.full(rows, -jnp.inf),
+    jnp.full(rows, -jnp.inf),
+    jnp.zeros(rows, jnp.int32),
+    jnp.zeros((rows, new_slots), jnp.int32),
+  )
+  state = State(
+    jax.tree.map(lambda leaf: repeat(leaf) if leaf.ndim else leaf, cache),
+    logprobs_BxN,
+    jnp.zeros((rows, num_beams, new_slots), jnp.int32),
+    repeat(prompts.lengths_B) - 1,
+    seen_BxNxV,
+    best,
+    jnp.zeros((), jnp.int32),
+    jnp.zeros(rows, bool),
+  )
   return _extend(state, repeat(logits_BxV), vocabulary, limits)
 
 
@@ -126,8 +141,16 @@ def _extend(state, logits_RxV, vocabulary, limits):
   final_length = jnp.where(limits.length_penalty > 0, limits.max_new_tokens, length + 1)
   bound_B = _score(logprobs_BxN[:, 0], final_length, limits)
   done_B = state.done_B | (length == limits.max_new_tokens) | (best.score_B >= bound_B)
-  return State(cache, logprobs_BxN, jnp.take_along_axis(texts, running[..., None], axis=1), state.position_R + 1,
-               seen_BxNxV, best, length, done_B)
+  return State(
+    cache,
+    logprobs_BxN,
+    jnp.take_along_axis(texts, running[..., None], axis=1),
+    state.position_R + 1,
+    seen_BxNxV,
+    best,
+    length,
+    done_B,
+  )
 
 
 def _logprobs(state, logits_RxV, vocabulary, limits):

@@ -22,6 +22,7 @@ NEW_SLOTS = 64  # room for new tokens is a multiple of this
 
 class Prompts(NamedTuple):
   """Prompts of unequal length as one batch."""
+
   tokens_BxP: np.ndarray
   positions_BxP: np.ndarray
   segment_ids_BxP: np.ndarray
@@ -35,18 +36,21 @@ class Prompts(NamedTuple):
 
 class Vocabulary(NamedTuple):
   """Which ids are tokens, and which one ends a text."""
+
   size: jax.Array | int
   eos_id: jax.Array | int  # -1 = none: generate up to the limit
 
 
 class Chunk(NamedTuple):
   """The next tokens of each row; -1 where the row had ended before."""
+
   tokens_BxC: np.ndarray
   logprobs_BxC: np.ndarray  # nats, under the model itself, before temperature and truncation
 
 
 class State(NamedTuple):
   """What one step hands to the next."""
+
   cache: object  # the model's own
   token_B: jax.Array  # chosen, not yet seen by the model
   position_B: jax.Array  # of `token_B`
@@ -81,8 +85,16 @@ def cache_slots(prompt_slots: int, max_new_tokens: int) -> int:
   return prompt_slots + -(-max_new_tokens // NEW_SLOTS) * NEW_SLOTS
 
 
-def decode(model, params, prompts: Prompts, sampling: sampling_lib.Sampling, vocabulary: Vocabulary,
-           keys_B: jax.Array, active_B: np.ndarray, max_new_tokens: int) -> Iterator[Chunk]:
+def decode(
+  model,
+  params,
+  prompts: Prompts,
+  sampling: sampling_lib.Sampling,
+  vocabulary: Vocabulary,
+  keys_B: jax.Array,
+  active_B: np.ndarray,
+  max_new_tokens: int,
+) -> Iterator[Chunk]:
   """Yields new tokens, the first one alone as soon as the prompts are read, then up to `CHUNK` at a time.
 
   Args:
@@ -112,8 +124,9 @@ def _start(model, params, prompts, sampling, vocabulary, keys_B, active_B, slots
   seen_BxV = None
   if sampling.repetition_penalty is not None:
     seen_BxV = seen_tokens(prompts, logits_BxV.shape[-1])
-  state = State(cache, jnp.zeros_like(prompts.lengths_B), prompts.lengths_B - 1, active_B, seen_BxV,
-                jnp.zeros((), jnp.int32))
+  state = State(
+    cache, jnp.zeros_like(prompts.lengths_B), prompts.lengths_B - 1, active_B, seen_BxV, jnp.zeros((), jnp.int32)
+  )
   state, token_B, logprob_B = _choose(logits_BxV, state, sampling, vocabulary, keys_B)
   return state, Chunk(token_B[:, None], logprob_B[:, None])
 
@@ -147,8 +160,9 @@ def _choose(logits_BxV, state, sampling, vocabulary, keys_B):
   if seen_BxV is not None:
     seen_BxV = seen_BxV.at[jnp.arange(len(token_B)), token_B].set(True)
   active_B = state.active_B
-  state = State(state.cache, token_B, state.position_B + 1, active_B & (token_B != vocabulary.eos_id), seen_BxV,
-                state.step + 1)
+  state = State(
+    state.cache, token_B, state.position_B + 1, active_B & (token_B != vocabulary.eos_id), seen_BxV, state.step + 1
+  )
   return state, jnp.where(active_B, token_B, -1), jnp.where(active_B, logprob_B, 0.0)
 
 

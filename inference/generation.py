@@ -25,6 +25,7 @@ class Generation:
     logprob: its log-probability under the model in nats, the end included; temperature and truncation do not change
       it. Of beam search with a repetition penalty: after the penalty.
   """
+
   prompt: str
   text: str
   tokens: list[int]
@@ -35,6 +36,7 @@ class Generation:
 @dataclasses.dataclass(frozen=True)
 class _Request:
   """What is decoded: token ids, their index among all prompts, and how."""
+
   decoder: object
   params: dict
   vocabulary: decode.Vocabulary
@@ -42,10 +44,22 @@ class _Request:
   max_new_tokens: int
 
 
-def generate(run, prompts: Sequence[str], *, max_new_tokens: int = 64, temperature: float = 1.0, top_k: int = 0,
-             top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0, num_beams: int = 1,
-             length_penalty: float = 1.0, seed: int = 0, stop_at_eos: bool = True,
-             on_tokens: Callable[[int, list[int]], None] | None = None) -> list[Generation]:
+def generate(
+  run,
+  prompts: Sequence[str],
+  *,
+  max_new_tokens: int = 64,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  min_p: float = 0.0,
+  repetition_penalty: float = 1.0,
+  num_beams: int = 1,
+  length_penalty: float = 1.0,
+  seed: int = 0,
+  stop_at_eos: bool = True,
+  on_tokens: Callable[[int, list[int]], None] | None = None,
+) -> list[Generation]:
   """Continues each prompt; an empty one begins a new document.
 
   Args:
@@ -75,9 +89,11 @@ def generate(run, prompts: Sequence[str], *, max_new_tokens: int = 64, temperatu
   ids = _encode(tokenizer, prompts)
   if max_new_tokens > (room := _room(run.decoder, ids)):
     advice = f'ask for at most {room} new tokens' if room > 0 else 'shorten it'
-    raise ValueError(f'the longest prompt has {max(map(len, ids))} tokens, with the mark that begins a document; '
-                     f'{max_new_tokens} new ones do not fit into the {run.decoder.length_limit} positions that the '
-                     f'model learned: {advice}')
+    raise ValueError(
+      f'the longest prompt has {max(map(len, ids))} tokens, with the mark that begins a document; '
+      f'{max_new_tokens} new ones do not fit into the {run.decoder.length_limit} positions that the '
+      f'model learned: {advice}'
+    )
   vocabulary = decode.Vocabulary(tokenizer.vocab_size, tokenizer.eos_id if stop_at_eos else -1)
   params = run.decoder.unstacked(run.params, decode.pad([[tokenizer.eos_id]], 1).stream)
   request = _Request(run.decoder, params, vocabulary, ids, max_new_tokens)
@@ -86,8 +102,11 @@ def generate(run, prompts: Sequence[str], *, max_new_tokens: int = 64, temperatu
     limits = beam.Limits(max_new_tokens, length_penalty, penalty)
     results = _beam_search(request, num_beams, limits)
   else:
-    sampling = Sampling(repetition_penalty=penalty) if temperature == 0 else Sampling(
-        temperature, top_k or None, top_p if top_p < 1 else None, min_p or None, penalty)
+    sampling = (
+      Sampling(repetition_penalty=penalty)
+      if temperature == 0
+      else Sampling(temperature, top_k or None, top_p if top_p < 1 else None, min_p or None, penalty)
+    )
     results = _sample(request, sampling, seed, on_tokens or (lambda index, tokens: None))
   return [_generation(tokenizer, prompt, ids[i], vocabulary.eos_id, *results[i]) for i, prompt in enumerate(prompts)]
 
@@ -95,8 +114,9 @@ def generate(run, prompts: Sequence[str], *, max_new_tokens: int = 64, temperatu
 def sample_texts(decoder, params, tokenizer, prompts: Sequence[str], max_new_tokens: int, seed: int) -> list[str]:
   """Continuations at temperature 0.8 as texts, for samples during training; they end where learned positions do."""
   max_new_tokens = min(max_new_tokens, max(1, _room(decoder, _encode(tokenizer, prompts))))
-  generations = generate(_Run(decoder, params, tokenizer), prompts, max_new_tokens=max_new_tokens, temperature=0.8,
-                         seed=seed)
+  generations = generate(
+    _Run(decoder, params, tokenizer), prompts, max_new_tokens=max_new_tokens, temperature=0.8, seed=seed
+  )
   return [generation.text for generation in generations]
 
 
@@ -111,7 +131,7 @@ def _batches(prompts, rows) -> Iterator[tuple[list[int], decode.Prompts]]:
   """Prompts of like length together, and the number of rows a power of two, so that few shapes are compiled."""
   order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
   for start in range(0, len(order), rows):
-    indices = order[start:start + rows]
+    indices = order[start : start + rows]
     yield indices, decode.pad([prompts[i] for i in indices], decode.power_of_two(len(indices)))
 
 
@@ -121,10 +141,12 @@ def _sample(request, sampling, seed, on_tokens) -> dict[int, tuple[list[int], fl
   for indices, batch in _batches(request.prompts, MAX_ROWS):
     rows = len(batch.lengths_B)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
-        base_key, np.array(indices + [0] * (rows - len(indices)), np.uint32))
+      base_key, np.array(indices + [0] * (rows - len(indices)), np.uint32)
+    )
     active = np.arange(rows) < len(indices)
-    for chunk in decode.decode(request.decoder, request.params, batch, sampling, request.vocabulary, keys, active,
-                               request.max_new_tokens):
+    for chunk in decode.decode(
+      request.decoder, request.params, batch, sampling, request.vocabulary, keys, active, request.max_new_tokens
+    ):
       for row, index in enumerate(indices):
         new = [int(token) for token in chunk.tokens_BxC[row] if token >= 0]
         tokens, logprob = results[index]
@@ -139,7 +161,7 @@ def _beam_search(request, num_beams, limits) -> dict[int, tuple[list[int], float
   for indices, batch in _batches(request.prompts, max(1, MAX_ROWS // num_beams)):
     best = beam.search(request.decoder, request.params, batch, request.vocabulary, num_beams, limits)
     for row, index in enumerate(indices):
-      results[index] = best.tokens_BxT[row, :best.length_B[row]].tolist(), float(best.logprob_B[row])
+      results[index] = best.tokens_BxT[row, : best.length_B[row]].tolist(), float(best.logprob_B[row])
   return results
 
 
@@ -147,7 +169,7 @@ def _generation(tokenizer, prompt, prompt_ids, eos_id, tokens, logprob):
   finished = tokens[-1] == eos_id
   tokens = tokens[:-1] if finished else tokens
   # Decoded behind the prompt, because a tokenizer may drop the space that begins a text.
-  text = tokenizer.decode(prompt_ids + tokens)[len(tokenizer.decode(prompt_ids)):]
+  text = tokenizer.decode(prompt_ids + tokens)[len(tokenizer.decode(prompt_ids)) :]
   return Generation(prompt, text, tokens, finished, logprob)
 
 
@@ -155,21 +177,23 @@ def _check(prompts, max_new_tokens, temperature, top_k, top_p, min_p, repetition
   if isinstance(prompts, str):
     raise ValueError(f'prompts is one text, {prompts[:20]!r}; give a list of texts, even of one')
   rules = [
-      ('max_new_tokens', max_new_tokens, max_new_tokens >= 1, 'at least 1'),
-      ('temperature', temperature, 0 <= temperature < math.inf, 'at least 0; 0 is greedy'),
-      ('top_k', top_k, top_k >= 0, 'at least 0; 0 switches it off'),
-      ('top_p', top_p, 0 < top_p <= 1, 'above 0 and at most 1; 1 switches it off'),
-      ('min_p', min_p, 0 <= min_p <= 1, 'between 0, which switches it off, and 1'),
-      ('repetition_penalty', repetition_penalty, 0 < repetition_penalty < math.inf, 'above 0; 1 switches it off'),
-      ('num_beams', num_beams, num_beams >= 1, 'at least 1; 1 is no beam search'),
-      ('seed', seed, 0 <= seed < 2**32, 'at least 0 and below 2^32'),
+    ('max_new_tokens', max_new_tokens, max_new_tokens >= 1, 'at least 1'),
+    ('temperature', temperature, 0 <= temperature < math.inf, 'at least 0; 0 is greedy'),
+    ('top_k', top_k, top_k >= 0, 'at least 0; 0 switches it off'),
+    ('top_p', top_p, 0 < top_p <= 1, 'above 0 and at most 1; 1 switches it off'),
+    ('min_p', min_p, 0 <= min_p <= 1, 'between 0, which switches it off, and 1'),
+    ('repetition_penalty', repetition_penalty, 0 < repetition_penalty < math.inf, 'above 0; 1 switches it off'),
+    ('num_beams', num_beams, num_beams >= 1, 'at least 1; 1 is no beam search'),
+    ('seed', seed, 0 <= seed < 2**32, 'at least 0 and below 2^32'),
   ]
   for name, value, valid, allowed in rules:
     if not valid:
       raise ValueError(f'{name} is {value}; it must be {allowed}')
   if num_beams > 1 and (temperature not in (0, 1) or top_k or top_p < 1 or min_p):
-    raise ValueError(f'num_beams is {num_beams}, but beam search does not sample: leave out temperature, top_k, top_p '
-                     'and min_p, or use num_beams=1')
+    raise ValueError(
+      f'num_beams is {num_beams}, but beam search does not sample: leave out temperature, top_k, top_p '
+      'and min_p, or use num_beams=1'
+    )
   if num_beams > 1 and on_tokens is not None:
     raise ValueError(f'num_beams is {num_beams}, but beam search knows no token before the last: leave out on_tokens')
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 class Sampling(NamedTuple):
   """How a token is chosen. A field that is None is switched off and costs nothing; all None is greedy decoding."""
+
   temperature: jax.Array | float | None = None  # None = always the most probable token
   top_k: jax.Array | int | None = None
   top_p: jax.Array | float | None = None
@@ -43,8 +44,8 @@ def keep_top_p(logits_BxV: jax.Array, top_p: jax.Array | float) -> jax.Array:
   """Keeps the fewest most probable tokens that together have probability `top_p` (Holtzman et al. 2019, nucleus)."""
   probabilities_BxV = jax.nn.softmax(logits_BxV)
   return _keep_largest(
-      logits_BxV,
-      lambda kept_BxV: jnp.sum(jnp.where(kept_BxV, probabilities_BxV, 0.0), axis=-1, keepdims=True) >= top_p)
+    logits_BxV, lambda kept_BxV: jnp.sum(jnp.where(kept_BxV, probabilities_BxV, 0.0), axis=-1, keepdims=True) >= top_p
+  )
 
 
 def keep_min_p(logits_BxV: jax.Array, min_p: jax.Array | float) -> jax.Array:
@@ -77,8 +78,9 @@ def process(logits_BxV: jax.Array, sampling: Sampling, seen_BxV: jax.Array | Non
   return logits_BxV
 
 
-def sample(logits_BxV: jax.Array, sampling: Sampling, keys_B: jax.Array,
-           seen_BxV: jax.Array | None = None) -> jax.Array:
+def sample(
+  logits_BxV: jax.Array, sampling: Sampling, keys_B: jax.Array, seen_BxV: jax.Array | None = None
+) -> jax.Array:
   """Chooses a token for each row.
 
   Args:
@@ -98,7 +100,7 @@ def _keep_largest(logits_BxV: jax.Array, enough: Callable[[jax.Array], jax.Array
   # Bisection over the 2^32 float32 values, in their order as integers: exact, and 18 times faster on a CPU than
   # sorting a vocabulary of 50k. `enough(kept [B, V]) -> [B, 1]` must stay true when more is kept.
   bits = jax.lax.bitcast_convert_type(logits_BxV.astype(jnp.float32), jnp.int32)
-  order_BxV = jnp.where(bits < 0, bits ^ jnp.int32(0x7fffffff), bits)
+  order_BxV = jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 
   def halve(_, bounds):
     low, high = bounds

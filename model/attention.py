@@ -27,8 +27,16 @@ class Attention(layers.Module):
     self.query = projection('query', model_config.num_heads, ax.HEADS)
     self.key = projection('key', model_config.num_kv_heads, ax.KV_HEADS)
     self.value = projection('value', model_config.num_kv_heads, ax.KV_HEADS)
-    self.out = layers.Linear('out', model_config, (model_config.num_heads, head_dim), (ax.HEADS, ax.HEAD_DIM),
-                             (embed,), (ax.EMBED,), rngs=rngs, residual=True)
+    self.out = layers.Linear(
+      'out',
+      model_config,
+      (model_config.num_heads, head_dim),
+      (ax.HEADS, ax.HEAD_DIM),
+      (embed,),
+      (ax.EMBED,),
+      rngs=rngs,
+      residual=True,
+    )
 
     def head_norm(name):
       if not model_config.attention.qk_norm:
@@ -55,8 +63,10 @@ class Attention(layers.Module):
       k = _placed(self.key(x_kv_BxSxD), self.key_norm, context.keys.rotation)
       v = self.value(x_kv_BxSxD)
       if cache is not None:
-        cache = k, v = tuple(jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), context.length, axis=1)
-                             for old, new in zip(cache, (k, v)))
+        cache = k, v = tuple(
+          jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), context.length, axis=1)
+          for old, new in zip(cache, (k, v))
+        )
     spec = context.spec(window=self.window, dropout_rate=self.dropout_rate, key=key)
     attended = attend(q, k, v, spec, self.implementation)
     return self.out(attended), cache

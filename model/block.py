@@ -32,11 +32,15 @@ def segments(model_config) -> tuple[Segment, ...]:
   """
   window, pattern = model_config.attention.window, tuple(model_config.attention.pattern)
   if not pattern:
-    raise ValueError(f'model.attention.pattern={pattern} must name one or more of {", ".join(ATTENTION_KINDS)}, '
-                     "such as ('local', 'global')")
+    raise ValueError(
+      f'model.attention.pattern={pattern} must name one or more of {", ".join(ATTENTION_KINDS)}, '
+      "such as ('local', 'global')"
+    )
   if (window > 0) != ('local' in pattern):
-    raise ValueError(f'model.attention.window={window} and model.attention.pattern={pattern} do not agree: give local '
-                     "layers a window of at least 1, or use model.attention.pattern=('global',) with window 0")
+    raise ValueError(
+      f'model.attention.window={window} and model.attention.pattern={pattern} do not agree: give local '
+      "layers a window of at least 1, or use model.attention.pattern=('global',) with window 0"
+    )
   specs = tuple(BlockSpec(window if kind == 'local' else 0) for kind in pattern)
   repeats, rest = divmod(model_config.num_layers, len(specs))
   parts = [Segment(specs, repeats), Segment(specs[:rest], 1)]

@@ -57,15 +57,24 @@ class Context:
       ValueError: a window where visibility goes by an order, which says nothing about distances.
     """
     if window and self.visibility in (Visibility.PREFIX, Visibility.ORDER):
-      raise ValueError(f'model.attention.window={window} counts distances in text, which visibility '
-                       f'{self.visibility.value!r} does not have; set model.attention.window=0')
+      raise ValueError(
+        f'model.attention.window={window} counts distances in text, which visibility '
+        f'{self.visibility.value!r} does not have; set model.attention.window=0'
+      )
     dropout = {}
     if key is not None and dropout_rate:
       dropout = {'dropout_rate': dropout_rate, 'dropout_seed': jax.random.bits(key, (), jnp.uint32)}
     by_index = self.visibility is Visibility.CAUSAL and self.queries.order is None
-    return AttentionSpec(causal=by_index, window=window or None, bias=self.bias, q_order=self.queries.order,
-                         kv_order=self.keys.order, q_segment_ids=self.queries.segment_ids,
-                         kv_segment_ids=self.keys.segment_ids, **dropout)
+    return AttentionSpec(
+      causal=by_index,
+      window=window or None,
+      bias=self.bias,
+      q_order=self.queries.order,
+      kv_order=self.keys.order,
+      q_segment_ids=self.queries.segment_ids,
+      kv_segment_ids=self.keys.segment_ids,
+      **dropout,
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -110,17 +119,24 @@ def for_self_attention(stream: Stream, visibility: Visibility, rotation=None, ca
   """
   ordered = visibility in (Visibility.PREFIX, Visibility.ORDER)
   if ordered != (stream.order is not None):
-    raise ValueError(f'visibility {visibility.value!r} ' + ('needs Stream.order' if ordered else
-                     'does not go by Stream.order; leave it None, or use prefix or order'))
+    raise ValueError(
+      f'visibility {visibility.value!r} '
+      + ('needs Stream.order' if ordered else 'does not go by Stream.order; leave it None, or use prefix or order')
+    )
   if cache is None:
     side = Side(stream.segment_ids, stream.order, rotation)
     return Context(side, side, visibility=visibility)
   if visibility not in (Visibility.CAUSAL, Visibility.PREFIX):
-    raise ValueError(f'visibility {visibility.value!r} cannot go on from a cache, since earlier tokens would have to '
-                     'see later ones; generate with causal or prefix')
+    raise ValueError(
+      f'visibility {visibility.value!r} cannot go on from a cache, since earlier tokens would have to '
+      'see later ones; generate with causal or prefix'
+    )
   queries = Side(stream.segment_ids, stream.positions if stream.order is None else stream.order, rotation)
-  keys = Side(_append(cache.segment_ids, queries.segment_ids, cache.length),
-              _append(cache.order, queries.order, cache.length), rotation)
+  keys = Side(
+    _append(cache.segment_ids, queries.segment_ids, cache.length),
+    _append(cache.order, queries.order, cache.length),
+    rotation,
+  )
   return Context(queries, keys, length=cache.length, visibility=visibility)
 
 

@@ -25,8 +25,9 @@ class Stem(nnx.Module):
     vocab = model_config.vocab_size
     self.embedding = layers.Embedding('embedding', model_config, vocab, ax.VOCAB, rngs=rngs)
     learned, pre_norm = model_config.positions == 'learned', model_config.norm_position == 'pre'
-    self.position = layers.Embedding('position', model_config, model_config.max_length, ax.LENGTH,
-                                     rngs=rngs) if learned else None
+    self.position = (
+      layers.Embedding('position', model_config, model_config.max_length, ax.LENGTH, rngs=rngs) if learned else None
+    )
     self.final_norm = layers.norm('final_norm', model_config) if pre_norm else None
     tied = model_config.tie_embeddings
     self.head = None if tied else layers.Embedding('head', model_config, vocab, ax.VOCAB, rngs=rngs)
@@ -80,8 +81,9 @@ class Decoder:
     Returns:
       float32 logits [B, V] of the first new token, and the cache.
     """
-    cache = Cache.empty(self.stack.num_layers, len(stream.tokens), slots, self.config.num_kv_heads,
-                        self.config.head_dim)
+    cache = Cache.empty(
+      self.stack.num_layers, len(stream.tokens), slots, self.config.num_kv_heads, self.config.head_dim
+    )
     hidden_BxLxD, cache, _ = self._read(params, stream, visibility, cache=cache)
     return self.logits(params, hidden_BxLxD[:, -1:])[:, 0], cache
 
@@ -107,8 +109,15 @@ class Decoder:
     if self.config.positions == 'rope':
       rotation = pos.rotation(stream.positions, self.config.head_dim, self.config.rope_theta)
     context = for_self_attention(stream, visibility, rotation, cache)
-    x, caches, metrics = self.stack.run(params, x, context, layer_keys, None if cache is None else cache.layers,
-                                        layer_loop=self.config.layer_loop, remat=self.config.remat)
+    x, caches, metrics = self.stack.run(
+      params,
+      x,
+      context,
+      layer_keys,
+      None if cache is None else cache.layers,
+      layer_loop=self.config.layer_loop,
+      remat=self.config.remat,
+    )
     if cache is not None:
       cache = cache.extended(caches, context.keys, stream.tokens.shape[1])
     if stem.final_norm is not None:
@@ -139,8 +148,14 @@ class Decoder:
 
     def on_device(hidden, kernel, labels):
       result = linear_cross_entropy(
-          hidden, kernel, labels, label_smoothing=label_smoothing, z_loss=z_loss,
-          axis_name=ax.stored_over(ax.VOCAB), embed_axis_name=ax.stored_over(ax.EMBED))
+        hidden,
+        kernel,
+        labels,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        axis_name=ax.stored_over(ax.VOCAB),
+        embed_axis_name=ax.stored_over(ax.EMBED),
+      )
       return result._replace(total=ax.sum_over(ax.BATCH, result.total))
 
     on_devices = ax.on_each_device(on_device, ((*rows, ax.EMBED), table, rows), CrossEntropy((), rows, rows))

@@ -45,7 +45,7 @@ def resolve(model_config):
       gated = -(-8 * model_config.embed_dim // (3 * 64)) * 64
       model_config.mlp_dim = gated if model_config.gated_mlp else 4 * model_config.embed_dim
   if model_config.vocab_size == 0:
-    raise ValueError('model.vocab_size=0 means the tokenizer\'s size, which is not known here; set model.vocab_size')
+    raise ValueError("model.vocab_size=0 means the tokenizer's size, which is not known here; set model.vocab_size")
   if model_config.positions == 'learned' and model_config.max_length == 0:
     raise ValueError('model.max_length=0 means data.sequence_length, which is not known here; set model.max_length')
   return model_config
@@ -59,11 +59,15 @@ def check(model_config) -> None:
   """
   heads, kv_heads = model_config.num_heads, model_config.num_kv_heads
   if not model_config.head_dim and model_config.embed_dim % heads:
-    raise ValueError(f'model.num_heads={heads} does not divide model.embed_dim={model_config.embed_dim}; choose heads '
-                     'that divide it, or set model.head_dim')
+    raise ValueError(
+      f'model.num_heads={heads} does not divide model.embed_dim={model_config.embed_dim}; choose heads '
+      'that divide it, or set model.head_dim'
+    )
   if kv_heads and heads % kv_heads:
-    raise ValueError(f'model.num_kv_heads={kv_heads} does not divide model.num_heads={heads}; choose a divisor, 0 for '
-                     'as many, or 1 for multi-query')
+    raise ValueError(
+      f'model.num_kv_heads={kv_heads} does not divide model.num_heads={heads}; choose a divisor, 0 for '
+      'as many, or 1 for multi-query'
+    )
   head_dim = model_config.head_dim or model_config.embed_dim // heads
   if model_config.positions == 'rope' and head_dim % 2:
     raise ValueError(f"model.positions='rope' rotates pairs, but a head is {head_dim} wide; set an even model.head_dim")

@@ -39,6 +39,7 @@ def _scoped(call):
       if isinstance(y, tuple):
         return checkpoint_name(y[0], 'output'), *y[1:]
       return checkpoint_name(y, 'output')
+
   return wrapped
 
 
@@ -49,8 +50,9 @@ def initializer(model_config, fan_in: int, fan_out: int, residual: bool = False)
   (Radford et al. 2019, section 2.3).
   """
   scale = model_config.init_scale
-  stddev = {'normal': scale, 'fan_in': scale / math.sqrt(fan_in),
-            'xavier': scale * math.sqrt(2 / (fan_in + fan_out))}[model_config.init]
+  stddev = {'normal': scale, 'fan_in': scale / math.sqrt(fan_in), 'xavier': scale * math.sqrt(2 / (fan_in + fan_out))}[
+    model_config.init
+  ]
   if residual and model_config.init_depth_scaling:
     stddev /= math.sqrt(2 * model_config.num_layers)
   return jax.nn.initializers.normal(stddev)

@@ -27,8 +27,9 @@ Metrics = dict[str, Metric]
 
 def add(first: Metrics, second: Metrics) -> Metrics:
   """The metrics of both: those of one name are added."""
-  return {**first, **second} | {name: Metric(*(a + b for a, b in zip(first[name], second[name])))
-                                for name in first if name in second}
+  return {**first, **second} | {
+    name: Metric(*(a + b for a, b in zip(first[name], second[name]))) for name in first if name in second
+  }
 
 
 def summed(stacked: Metrics) -> Metrics:

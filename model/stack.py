@@ -73,17 +73,22 @@ class Stack:
     """Fresh parameters; each layer's follow from a key of its own."""
     params, keys = {}, jax.random.split(key, self.num_layers)
     for name, segment in zip(self.names, self.segments):
-      here, keys = keys[:segment.num_layers], keys[segment.num_layers:]
+      here, keys = keys[: segment.num_layers], keys[segment.num_layers :]
       here = here.reshape(segment.repeats, len(segment.pattern))
-      params[name] = _join([jax.vmap(functools.partial(self._init_block, scope, spec))(here[:, j])
-                            for j, (scope, spec) in enumerate(_blocks(name, segment))])
+      params[name] = _join(
+        [
+          jax.vmap(functools.partial(self._init_block, scope, spec))(here[:, j])
+          for j, (scope, spec) in enumerate(_blocks(name, segment))
+        ]
+      )
     return params
 
   def logical_axes(self) -> dict:
     """The tree of `init` with a tuple of logical axis names at each leaf."""
-    return {name: _join([logical_axes(self._abstract(scope, spec), (ax.LAYERS,))
-                         for scope, spec in _blocks(name, segment)])
-            for name, segment in zip(self.names, self.segments)}
+    return {
+      name: _join([logical_axes(self._abstract(scope, spec), (ax.LAYERS,)) for scope, spec in _blocks(name, segment)])
+      for name, segment in zip(self.names, self.segments)
+    }
 
   def unstacked(self, params) -> dict:
     """The parameters with a tuple of trees, one a repeat, for each segment: what a decode loop should hold, so that it
@@ -132,8 +137,11 @@ class Stack:
 
   @functools.cached_property
   def _graphs(self) -> dict:
-    return {scope: nnx.graphdef(self._abstract(scope, spec))
-            for name, segment in zip(self.names, self.segments) for scope, spec in _blocks(name, segment)}
+    return {
+      scope: nnx.graphdef(self._abstract(scope, spec))
+      for name, segment in zip(self.names, self.segments)
+      for scope, spec in _blocks(name, segment)
+    }
 
   def _layer(self, scope):
     """The block as a pure function `layer(params, x, context, key, cache) -> (x, cache, metrics)`."""
@@ -153,8 +161,11 @@ def unstack(tree) -> tuple:
 
 def logical_axes(module, prefix: tuple = ()) -> dict:
   """The pure dict of a module's parameters with `prefix` and their logical axis names at each leaf."""
-  axes = jax.tree.map(lambda v: v.replace(prefix + v.get_metadata('axes')), nnx.state(module),
-                      is_leaf=lambda v: isinstance(v, nnx.Variable))
+  axes = jax.tree.map(
+    lambda v: v.replace(prefix + v.get_metadata('axes')),
+    nnx.state(module),
+    is_leaf=lambda v: isinstance(v, nnx.Variable),
+  )
   return nnx.to_pure_dict(axes)
 
 

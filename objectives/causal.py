@@ -64,5 +64,10 @@ class Causal:
     """The means, and of the loss perplexity and bits per byte."""
     values = {name: metric.value for name, metric in metrics.items()}
     loss = values.pop('loss')
-    return {'loss': loss, 'perplexity': summary.perplexity(loss), 'accuracy': values.pop('accuracy'),
-            'bits_per_byte': summary.bits_per_byte(loss, bytes_per_target), **values}
+    return {
+      'loss': loss,
+      'perplexity': summary.perplexity(loss),
+      'accuracy': values.pop('accuracy'),
+      'bits_per_byte': summary.bits_per_byte(loss, bytes_per_target),
+      **values,
+    }

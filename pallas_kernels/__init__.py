@@ -6,6 +6,12 @@ from pallas_kernels.device import Device, target
 from pallas_kernels.spec import AttentionSpec, Shapes
 
 __all__ = [
-  'AttentionSpec', 'CrossEntropy', 'Device', 'Shapes', 'attention', 'linear_cross_entropy', 'supports',
+  'AttentionSpec',
+  'CrossEntropy',
+  'Device',
+  'Shapes',
+  'attention',
+  'linear_cross_entropy',
+  'supports',
   'target',
 ]

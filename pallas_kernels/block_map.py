@@ -80,8 +80,9 @@ def _segment_kinds(q_ids, k_ids, q_size, k_size):
   for ids, size in ((q_ids, q_size), (k_ids, k_size)):
     limits, ids = jnp.iinfo(jnp.int32), ids.astype(jnp.int32)
     lowest, highest = _ranges(ids, size)
-    overlap.append((_ranges(jnp.where(ids == 0, limits.max, ids), size)[0],
-                    _ranges(jnp.where(ids == 0, limits.min, ids), size)[1]))
+    overlap.append(
+      (_ranges(jnp.where(ids == 0, limits.max, ids), size)[0], _ranges(jnp.where(ids == 0, limits.min, ids), size)[1])
+    )
     single.append(jnp.where(lowest == highest, lowest, 0))
   (q_lowest, q_highest), (k_lowest, k_highest) = overlap
   meet = (q_lowest[:, :, None] <= k_highest[:, None]) & (k_lowest[:, None] <= q_highest[:, :, None])

@@ -195,8 +195,12 @@ def _all_visible(spec, q_start, q_size, k_start, k_size):
 
 
 AXES = {  # of the spec's arrays in keys-first layout, as `Box` names them
-  'q_segment_ids': {'b': 0, 'q': 1}, 'kv_segment_ids': {'b': 0, 'k': 1}, 'q_order': {'b': 0, 'q': 1},
-  'kv_order': {'b': 0, 'k': 1}, 'alibi_slopes': {'n': 0}, 'bias': {'b': 0, 'n': 1, 'k': 2, 'q': 4},
+  'q_segment_ids': {'b': 0, 'q': 1},
+  'kv_segment_ids': {'b': 0, 'k': 1},
+  'q_order': {'b': 0, 'q': 1},
+  'kv_order': {'b': 0, 'k': 1},
+  'alibi_slopes': {'n': 0},
+  'bias': {'b': 0, 'n': 1, 'k': 2, 'q': 4},
 }
 
 

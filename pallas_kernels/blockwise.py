@@ -39,7 +39,7 @@ def attend(q, k, v, spec: AttentionSpec):
 
 def _keys_first(spec, kv_heads, groups, head_dim):
   """The spec with its scale resolved, bias as [B, N, S, G, T] and slopes and sinks as [N, G]; 1s stay 1s."""
-  changes = {'scale': head_dim ** -0.5 if spec.scale is None else spec.scale}
+  changes = {'scale': head_dim**-0.5 if spec.scale is None else spec.scale}
   for name in ('alibi_slopes', 'sinks'):
     if getattr(spec, name) is not None:
       changes[name] = getattr(spec, name).reshape(kv_heads, groups)
@@ -79,9 +79,7 @@ def _forward(q, k, v, spec):
 
   def step(box, state):
     tile = Tile.cut(whole.shapes, padded, box)
-    _, logits = tile.logits(
-      _dot(box.cut(k_BxNxSxD, b=0, n=1, k=2), box.cut(q_BxNxDxGxT, b=0, n=1, q=4), 3, 2)
-    )
+    _, logits = tile.logits(_dot(box.cut(k_BxNxSxD, b=0, n=1, k=2), box.cut(q_BxNxDxGxT, b=0, n=1, q=4), 3, 2))
     maximum = jnp.max(logits, axis=2)
     if not whole.strips:
       old_maximum, old_total, old_out = (box.cut(x, b=0, n=1, q=x.ndim - 1) for x in state)
@@ -96,10 +94,8 @@ def _forward(q, k, v, spec):
     return tuple(box.put(x, y, b=0, n=1, q=x.ndim - 1) for x, y in zip(state, (maximum, total, out), strict=True))
 
   rows = q_BxNxDxGxT.shape[:2] + q_BxNxDxGxT.shape[3:]
-  state = (
-    jnp.full(rows, -jnp.inf, computed), jnp.zeros(rows, computed), jnp.zeros(q_BxNxDxGxT.shape, computed)
-  )
-  maximum, total, out = (x[..., :q.shape[1]] for x in whole.visit(step, vary_alike(state, q)))
+  state = (jnp.full(rows, -jnp.inf, computed), jnp.zeros(rows, computed), jnp.zeros(q_BxNxDxGxT.shape, computed))
+  maximum, total, out = (x[..., : q.shape[1]] for x in whole.visit(step, vary_alike(state, q)))
   sees = total > 0
   out = jnp.where(sees, 1 / jnp.where(sees, total, 1), 0)[:, :, None] * out
   lse = jnp.where(sees, maximum + jnp.log(jnp.where(sees, total, 1)), -jnp.inf)
@@ -154,8 +150,8 @@ def _backward(q, k, v, spec, out, lse, d_out, d_lse):
   shapes = {'q': q_BxNxDxGxT.shape, 'k': k_BxNxSxD.shape, 'v': v_BxNxSxD.shape}
   shapes |= {n: getattr(padded, n).shape for n in ('alibi_slopes', 'bias') if getattr(spec, n) is not None}
   state = whole.visit(step, vary_alike({name: jnp.zeros(shape, computed) for name, shape in shapes.items()}, q))
-  d_q = jnp.transpose(state.pop('q')[..., :q.shape[1]].astype(dtype), (0, 4, 1, 3, 2))
-  d_k, d_v = (jnp.swapaxes(state.pop(x)[:, :, :k.shape[1]].astype(dtype), 1, 2) for x in 'kv')
+  d_q = jnp.transpose(state.pop('q')[..., : q.shape[1]].astype(dtype), (0, 4, 1, 3, 2))
+  d_k, d_v = (jnp.swapaxes(state.pop(x)[:, :, : k.shape[1]].astype(dtype), 1, 2) for x in 'kv')
   for name, gradient in state.items():
     array = getattr(spec, name)
     gradients[name] = lax.slice(gradient, [0] * array.ndim, array.shape).astype(array.dtype)

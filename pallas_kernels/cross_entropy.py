@@ -45,8 +45,9 @@ class _Terms:
   chunk: _Chunk
 
 
-def linear_cross_entropy(hidden, kernel, labels, *, label_smoothing: float = 0.0, z_loss: float = 0.0,
-                         axis_name=None, embed_axis_name=None) -> CrossEntropy:
+def linear_cross_entropy(
+  hidden, kernel, labels, *, label_smoothing: float = 0.0, z_loss: float = 0.0, axis_name=None, embed_axis_name=None
+) -> CrossEntropy:
   """Cross-entropy of the logits hidden @ kernel.T, a chunk of the length at a time.
 
   When differentiated, both gradients are formed in the forward pass while a chunk's logits are at hand (Hsu et al.
@@ -76,8 +77,9 @@ def linear_cross_entropy(hidden, kernel, labels, *, label_smoothing: float = 0.0
   computed = jnp.promote_types(hidden.dtype, jnp.float32)
   output = functools.partial(Output, 2, dtype=computed, equal_over=terms.vocab_axes)
   with jax.named_scope('linear_cross_entropy'):
-    total, nll, correct = defer(_evaluate, (terms,), 1, (output((1, 1)), output(labels.shape), output(labels.shape)),
-                                hidden, kernel, labels)
+    total, nll, correct = defer(
+      _evaluate, (terms,), 1, (output((1, 1)), output(labels.shape), output(labels.shape)), hidden, kernel, labels
+    )
     return CrossEntropy(total[0, 0], nll, correct > 0)
 
 
@@ -87,8 +89,12 @@ def _names(axis_name) -> tuple[str, ...]:
 
 def _check(hidden, kernel, labels, terms):
   parts = lax.axis_size(terms.embed_axes) if terms.embed_axes else 1
-  if (hidden.ndim != 3 or kernel.ndim != 2 or hidden.shape[2] != parts * kernel.shape[1]
-      or labels.shape != hidden.shape[:2]):
+  if (
+    hidden.ndim != 3
+    or kernel.ndim != 2
+    or hidden.shape[2] != parts * kernel.shape[1]
+    or labels.shape != hidden.shape[:2]
+  ):
     raise ValueError(
       'linear_cross_entropy takes hidden [batch, length, embed], kernel [vocab, embed] and labels [batch, length]; '
       f'got {hidden.shape}, {kernel.shape}, {labels.shape}' + (f', the kernel in {parts} parts' if parts > 1 else '')
@@ -100,7 +106,7 @@ def _check(hidden, kernel, labels, terms):
 
 
 def _evaluate(static, hidden, kernel, labels) -> list:
-  terms, = static
+  (terms,) = static
   total, nll, correct = _cross_entropy(terms, *vary_alike((hidden, kernel, labels)))
   return [total[None, None], nll, correct.astype(nll.dtype)]
 
@@ -184,8 +190,11 @@ def _losses(logits_VxBxL, labels, terms):
   # Predicted is the first of the largest logits. As a sum of floats it vectorises, which jnp.argmax does not (30 times
   # slower).
   before_VxBxL = (logits_VxBxL == maximum) & (index_VxBxL < labels)
-  sums = [jnp.sum(exponentials_VxBxL, axis=0), _label_logit(logits_VxBxL, labels, first + part == vocab),
-          jnp.sum(before_VxBxL.astype(dtype), axis=0)]
+  sums = [
+    jnp.sum(exponentials_VxBxL, axis=0),
+    _label_logit(logits_VxBxL, labels, first + part == vocab),
+    jnp.sum(before_VxBxL.astype(dtype), axis=0),
+  ]
   if terms.label_smoothing:
     sums.append(jnp.sum(logits_VxBxL, axis=0))
   if axes:

@@ -103,8 +103,10 @@ def _jvp(primals, tangents, *, call, outputs):
     del pullback, moving
     return results
 
-  known.defvjp(lambda results, pullback, *moving: (results, pullback),
-               lambda pullback, cotangents: (None, None, *pullback(cotangents)))
+  known.defvjp(
+    lambda results, pullback, *moving: (results, pullback),
+    lambda pullback, cotangents: (None, None, *pullback(cotangents)),
+  )
   return jax.jvp(lambda *moving: known(results, pullback, *moving), moving, moving_tangents)
 
 
@@ -137,7 +139,7 @@ ad.primitive_jvps[kernel_p] = _jvp
 
 
 def _mapped(static, *arguments):
-  call, = static
+  (call,) = static
   return jax.vmap(call)(*arguments)
 
 

@@ -20,7 +20,14 @@ class Shapes:
 
 _STATIC = ('scale', 'causal', 'window', 'softcap', 'dropout_rate')
 _ARRAYS = (
-  'q_segment_ids', 'kv_segment_ids', 'q_order', 'kv_order', 'alibi_slopes', 'bias', 'sinks', 'dropout_seed',
+  'q_segment_ids',
+  'kv_segment_ids',
+  'q_order',
+  'kv_order',
+  'alibi_slopes',
+  'bias',
+  'sinks',
+  'dropout_seed',
   'dropout_offset',
 )
 
@@ -110,8 +117,14 @@ def _check_static(spec):
 def _check_arrays(spec, shapes):
   queries, keys, heads = (shapes.batch, shapes.q_len), (shapes.batch, shapes.kv_len), (shapes.heads,)
   expected = {
-    'q_segment_ids': queries, 'kv_segment_ids': keys, 'q_order': queries, 'kv_order': keys,
-    'alibi_slopes': heads, 'sinks': heads, 'dropout_seed': (), 'dropout_offset': (4,),
+    'q_segment_ids': queries,
+    'kv_segment_ids': keys,
+    'q_order': queries,
+    'kv_order': keys,
+    'alibi_slopes': heads,
+    'sinks': heads,
+    'dropout_seed': (),
+    'dropout_offset': (4,),
   }
   for name, shape in expected.items():
     array = getattr(spec, name)

@@ -126,8 +126,10 @@ def _check_even(mesh, axes, spec, arrays):
       parts = math.prod(mesh.shape[name] for name in _names(names))
       if array.shape[dimension] % parts:
         axis = (axes.axes if isinstance(axes, Stored) else axes)[dimension]
-        raise ValueError(f'axis {axis!r} of size {array.shape[dimension]} in an array of shape {array.shape} does not '
-                         f'divide over {parts} devices; choose a size that divides, or a smaller mesh')
+        raise ValueError(
+          f'axis {axis!r} of size {array.shape[dimension]} in an array of shape {array.shape} does not '
+          f'divide over {parts} devices; choose a size that divides, or a smaller mesh'
+        )
 
 
 def split_over(axis: str) -> tuple[str, ...]:

@@ -4,8 +4,15 @@ import dataclasses
 import math
 import re
 
-KINDS = ('all-gather', 'all-reduce', 'all-to-all', 'collective-broadcast', 'collective-permute', 'ragged-all-to-all',
-         'reduce-scatter')
+KINDS = (
+  'all-gather',
+  'all-reduce',
+  'all-to-all',
+  'collective-broadcast',
+  'collective-permute',
+  'ragged-all-to-all',
+  'reduce-scatter',
+)
 _BITS = {'pred': 8, 'c64': 64, 'c128': 128, 'token': 0, 'opaque': 0}
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([^\s(]+) \(.*\) -> .* \{$')
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([^\s=]+) = (.*)$')
@@ -73,7 +80,7 @@ def _split_type(text):
   for place, letter in enumerate(text):
     depth += (letter in '([{') - (letter in ')]}')
     if letter == ' ' and depth == 0:
-      return text[:place], text[place + 1:]
+      return text[:place], text[place + 1 :]
   return text, ''
 
 

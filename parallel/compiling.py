@@ -13,15 +13,21 @@ def compile_step(step, mesh: Mesh, state_shardings, batch_shardings, zero_stage:
 
   Parameters are stored as `zero_stage` says.
   """
-  return jax.jit(_over(mesh, zero_stage, step), donate_argnums=0,
-                 in_shardings=(state_shardings, batch_shardings),
-                 out_shardings=(state_shardings, NamedSharding(mesh, PartitionSpec())))
+  return jax.jit(
+    _over(mesh, zero_stage, step),
+    donate_argnums=0,
+    in_shardings=(state_shardings, batch_shardings),
+    out_shardings=(state_shardings, NamedSharding(mesh, PartitionSpec())),
+  )
 
 
 def compile_evaluation(evaluate, mesh: Mesh, params_shardings, batch_shardings, zero_stage: int):
   """Jits `evaluate(params, batch) -> metrics`; parameters are stored as `zero_stage` says."""
-  return jax.jit(_over(mesh, zero_stage, evaluate), in_shardings=(params_shardings, batch_shardings),
-                 out_shardings=NamedSharding(mesh, PartitionSpec()))
+  return jax.jit(
+    _over(mesh, zero_stage, evaluate),
+    in_shardings=(params_shardings, batch_shardings),
+    out_shardings=NamedSharding(mesh, PartitionSpec()),
+  )
 
 
 def _over(mesh, zero_stage, function):
@@ -31,4 +37,5 @@ def _over(mesh, zero_stage, function):
   def wrapped(*args):
     with axes.activation_sharding(mesh, rules.activation_spec, parameter_spec):
       return function(*args)
+
   return wrapped

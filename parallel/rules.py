@@ -14,12 +14,28 @@ Rules = dict[str, tuple[str, ...]]
 ZERO_STAGES = (0, 3)
 
 _PARAMETER_RULES = {
-    0: {'embed': (), 'heads': (), 'kv_heads': (), 'head_dim': (), 'mlp': (), 'vocab': (), 'layers': (), 'length': ()},
-    3: {'embed': ('fsdp',), 'heads': (), 'kv_heads': (), 'head_dim': (), 'mlp': (), 'vocab': (), 'layers': (),
-        'length': ()},
+  0: {'embed': (), 'heads': (), 'kv_heads': (), 'head_dim': (), 'mlp': (), 'vocab': (), 'layers': (), 'length': ()},
+  3: {
+    'embed': ('fsdp',),
+    'heads': (),
+    'kv_heads': (),
+    'head_dim': (),
+    'mlp': (),
+    'vocab': (),
+    'layers': (),
+    'length': (),
+  },
 }
-_ACTIVATION_RULES = {'batch': ('data', 'fsdp'), 'length': (), 'embed': (), 'heads': (), 'kv_heads': (),
-                     'head_dim': (), 'mlp': (), 'vocab': ()}
+_ACTIVATION_RULES = {
+  'batch': ('data', 'fsdp'),
+  'length': (),
+  'embed': (),
+  'heads': (),
+  'kv_heads': (),
+  'head_dim': (),
+  'mlp': (),
+  'vocab': (),
+}
 
 
 def parameter_rules(zero_stage: int) -> Rules:
@@ -29,8 +45,10 @@ def parameter_rules(zero_stage: int) -> Rules:
     ValueError: the stage does not exist yet.
   """
   if zero_stage not in _PARAMETER_RULES:
-    raise ValueError(f'zero_stage={zero_stage} does not exist; set zero_stage to one of {ZERO_STAGES}: 0 replicates '
-                     'parameters, 3 shards parameters and optimizer state over mesh.fsdp')
+    raise ValueError(
+      f'zero_stage={zero_stage} does not exist; set zero_stage to one of {ZERO_STAGES}: 0 replicates '
+      'parameters, 3 shards parameters and optimizer state over mesh.fsdp'
+    )
   return _PARAMETER_RULES[zero_stage]
 
 
@@ -79,8 +97,10 @@ def parameter_shardings(params, logical_axes, mesh: Mesh, zero_stage: int):
     for size, axis in zip(leaf.shape, axes):
       parts = math.prod(mesh.shape[mesh_axis] for mesh_axis in rules[axis])
       if size % parts:
-        raise ValueError(f'{name}: axis {axis!r} of size {size} does not divide over {rules[axis]} = {parts} devices; '
-                         'choose a size that divides, a smaller mesh.fsdp, or zero_stage=0')
+        raise ValueError(
+          f'{name}: axis {axis!r} of size {size} does not divide over {rules[axis]} = {parts} devices; '
+          'choose a size that divides, a smaller mesh.fsdp, or zero_stage=0'
+        )
     return NamedSharding(mesh, spec)
 
   return jax.tree_util.tree_map_with_path(sharding, params, logical_axes)
@@ -88,8 +108,10 @@ def parameter_shardings(params, logical_axes, mesh: Mesh, zero_stage: int):
 
 def describe(params, shardings) -> str:
   """The resolved layout for printing, a line a parameter: path, shape, mesh axes of each dimension."""
-  rows = [(jax.tree_util.keystr(path, simple=True, separator='/'), str(leaf.shape), ', '.join(map(str, sharding.spec)))
-          for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings))]
+  rows = [
+    (jax.tree_util.keystr(path, simple=True, separator='/'), str(leaf.shape), ', '.join(map(str, sharding.spec)))
+    for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings))
+  ]
   widths = [max(map(len, column)) for column in zip(*rows)]
   return '\n'.join(f'{path:<{widths[0]}}  {shape:<{widths[1]}}  {spec}'.rstrip() for path, shape, spec in rows)
 
@@ -119,8 +141,10 @@ def state_shardings(state, params, shardings, mesh: Mesh):
     shardings: their shardings, from `parameter_shardings`.
     mesh: the device mesh.
   """
-  known = {path: (leaf.shape, sharding) for (path, leaf), sharding in
-           zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings))}
+  known = {
+    path: (leaf.shape, sharding)
+    for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings))
+  }
   replicated = NamedSharding(mesh, PartitionSpec())
 
   def sharding(path, leaf):

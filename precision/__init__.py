@@ -10,5 +10,15 @@ from precision.interpreter import Interpreter, Site
 from precision.mixed import bf16, mixed_precision
 from precision.policy import Policy, describe
 
-__all__ = ['Decoder', 'Interpreter', 'Policy', 'Site', 'apply', 'bf16', 'capture', 'describe', 'mixed_precision',
-           'policy']
+__all__ = [
+  'Decoder',
+  'Interpreter',
+  'Policy',
+  'Site',
+  'apply',
+  'bf16',
+  'capture',
+  'describe',
+  'mixed_precision',
+  'policy',
+]

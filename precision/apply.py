@@ -11,8 +11,10 @@ def policy(precision_config) -> Policy:
     ValueError: `dtype` is not a rule.
   """
   if precision_config.dtype not in RULES:
-    raise ValueError(f"precision.dtype is {precision_config.dtype!r}; use one of {', '.join(RULES)}, for example "
-                     '--config.precision.dtype=bfloat16')
+    raise ValueError(
+      f'precision.dtype is {precision_config.dtype!r}; use one of {", ".join(RULES)}, for example '
+      '--config.precision.dtype=bfloat16'
+    )
   islands = tuple((pattern, FLOAT32) for pattern in precision_config.float32)
   return Policy((*islands, ('*', precision_config.dtype)))
 

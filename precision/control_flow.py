@@ -56,9 +56,20 @@ def _inline(call):
 
 def _remat(call):
   jaxpr, consts = jaxprs.parts(call.params['jaxpr'])
-  return call.unknown(rematerialised(
-      call.interpreter, jaxpr, consts, call.inputs, call.sources, call.path, call.scope, call.frame,
-      call.params['policy'], call.params['prevent_cse']))
+  return call.unknown(
+    rematerialised(
+      call.interpreter,
+      jaxpr,
+      consts,
+      call.inputs,
+      call.sources,
+      call.path,
+      call.scope,
+      call.frame,
+      call.params['policy'],
+      call.params['prevent_cse'],
+    )
+  )
 
 
 def _scan(call):
@@ -70,8 +81,9 @@ def _scan(call):
   sources = [*call.sources[:num_consts], *[None] * num_carry, *call.sources[fixed:]]
 
   def body(child, carry, xs):
-    outputs = interpreter.body(jaxpr, jaxpr_consts, [*consts, *carry, *xs], sources, call.path, child,
-                               prevent_cse=False)
+    outputs = interpreter.body(
+      jaxpr, jaxpr_consts, [*consts, *carry, *xs], sources, call.path, child, prevent_cse=False
+    )
     return outputs[:num_carry], (outputs[num_carry:], dict(child.emitted))
 
   counts = {}
@@ -87,8 +99,9 @@ def _scan(call):
 
   variables = {key: frame.take(key) for key in counts}
   with jax.named_scope(call.scope):
-    carry, (ys, emitted) = lax.scan(step, carry, (xs, variables), length=params['length'], reverse=params['reverse'],
-                                    unroll=params['unroll'])
+    carry, (ys, emitted) = lax.scan(
+      step, carry, (xs, variables), length=params['length'], reverse=params['reverse'], unroll=params['unroll']
+    )
   frame.absorb(emitted, axis=1)
   return call.unknown([*carry, *ys])
 
@@ -112,8 +125,13 @@ def _while(call):
   test = _closed(call, 'a while loop', params['cond_jaxpr'], sources[:num_test] + unknown)
   body = _closed(call, 'a while loop', params['body_jaxpr'], sources[num_test:num_consts] + unknown)
   with jax.named_scope(call.scope):
-    return call.unknown(lax.while_loop(lambda carry: test(*inputs[:num_test], *carry)[0],
-                                       lambda carry: body(*inputs[num_test:num_consts], *carry), carry))
+    return call.unknown(
+      lax.while_loop(
+        lambda carry: test(*inputs[:num_test], *carry)[0],
+        lambda carry: body(*inputs[num_test:num_consts], *carry),
+        carry,
+      )
+    )
 
 
 def _cond(call):
@@ -130,10 +148,16 @@ def _shard_map(call):
   params = call.params
   body = _closed(call, 'a shard_map', params['jaxpr'], call.sources)
   with jax.named_scope(call.scope):
-    return call.unknown(jax.shard_map(
-        lambda *arrays: tuple(body(*arrays)), mesh=params['mesh'], in_specs=tuple(params['in_specs']),
-        out_specs=tuple(params['out_specs']), axis_names=params['newly_manual_axes'],
-        check_vma=params['check_vma'])(*call.inputs))
+    return call.unknown(
+      jax.shard_map(
+        lambda *arrays: tuple(body(*arrays)),
+        mesh=params['mesh'],
+        in_specs=tuple(params['in_specs']),
+        out_specs=tuple(params['out_specs']),
+        axis_names=params['newly_manual_axes'],
+        check_vma=params['check_vma'],
+      )(*call.inputs)
+    )
 
 
 _OWN = 'a function with a derivative of its own'
@@ -149,6 +173,7 @@ def _own_derivative(call):
     def of_floats(*chosen):
       chosen = iter(chosen)
       return jaxprs.bind(eqn, [next(chosen) if is_float else x for x, is_float in zip(inputs, floats)])
+
     return jax.vjp(of_floats, *[x for x, is_float in zip(inputs, floats) if is_float])[1](cotangents)
 
   @jax.custom_vjp
@@ -167,6 +192,17 @@ def _own_derivative(call):
 
 
 HANDLERS = {
-    'jit': _inline, 'pjit': _inline, 'closed_call': _inline, 'core_call': _inline, 'eval_jaxpr': _inline,
-    'remat2': _remat, 'checkpoint': _remat, 'scan': _scan, 'while': _while, 'cond': _cond, 'shard_map': _shard_map,
-    'custom_jvp_call': _own_derivative, 'custom_vjp_call': _own_derivative}
+  'jit': _inline,
+  'pjit': _inline,
+  'closed_call': _inline,
+  'core_call': _inline,
+  'eval_jaxpr': _inline,
+  'remat2': _remat,
+  'checkpoint': _remat,
+  'scan': _scan,
+  'while': _while,
+  'cond': _cond,
+  'shard_map': _shard_map,
+  'custom_jvp_call': _own_derivative,
+  'custom_vjp_call': _own_derivative,
+}

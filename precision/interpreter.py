@@ -102,8 +102,10 @@ class Frame:
 
   def emit(self, kind, key, value) -> None:
     if self.closed:
-      raise ValueError(f'{key!r} stands inside {self.closed}, out of which nothing can be captured and where no '
-                       'variable can be kept; choose a pattern that leaves it out')
+      raise ValueError(
+        f'{key!r} stands inside {self.closed}, out of which nothing can be captured and where no '
+        'variable can be kept; choose a pattern that leaves it out'
+      )
     self.emitted[kind, key].append(value)
 
   def variable(self, key, init, axes):
@@ -155,17 +157,21 @@ class Interpreter:
 
   def transform(self, fn):
     """`fn` under the rules, which may use no variables; what they capture is dropped."""
+
     @functools.wraps(fn)
     def transformed(*args, **kwargs):
       return self.call(fn, Frame({}), *args, **kwargs)
+
     return transformed
 
   def capture(self, fn):
     """Returns (result, {path: captured value}) of `fn`."""
+
     @functools.wraps(fn)
     def captured(*args, **kwargs):
       frame = Frame({})
       return self.call(fn, frame, *args, **kwargs), frame.of_kind(_CAPTURE)
+
     return captured
 
   def init(self, fn, *args, **kwargs):
@@ -195,7 +201,7 @@ class Interpreter:
     sources = [None] * len(leaves)
     if args:
       named = jax.tree_util.tree_leaves_with_path(args[0])
-      sources[:len(named)] = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in named]
+      sources[: len(named)] = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in named]
     outputs = self.body(closed.jaxpr, closed.consts, leaves, sources, '', frame)
     return jax.tree.unflatten(jax.tree.structure(shapes), map(jnp.asarray, outputs))
 
@@ -210,8 +216,11 @@ class Interpreter:
     return jaxprs.contains(jaxpr, self.rules)
 
   def _has_loops(self, jaxpr) -> bool:
-    return any(self.visits(body) and (eqn.primitive.name in jaxprs.LOOPS or self._has_loops(jaxprs.parts(body)[0]))
-               for eqn in jaxpr.eqns for body in jaxprs.inner(eqn))
+    return any(
+      self.visits(body) and (eqn.primitive.name in jaxprs.LOOPS or self._has_loops(jaxprs.parts(body)[0]))
+      for eqn in jaxpr.eqns
+      for body in jaxprs.inner(eqn)
+    )
 
   def evaluate(self, jaxpr, consts, inputs, sources, path, scope, frame) -> tuple[list, list]:
     """Evaluates a jaxpr.
@@ -264,5 +273,7 @@ def _nested(flat: dict) -> dict:
 
 
 def _flat(tree) -> dict:
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }

@@ -4,9 +4,26 @@ import jax
 import jax.numpy as jnp
 
 # The output holds elements of the first input, moved or converted: a view of a parameter stays that parameter.
-VIEWS = frozenset({
-    'broadcast_in_dim', 'convert_element_type', 'copy', 'dynamic_slice', 'name', 'optimization_barrier', 'pvary',
-    'reduce_precision', 'reshape', 'rev', 'sharding_constraint', 'slice', 'split', 'squeeze', 'transpose', 'unstack'})
+VIEWS = frozenset(
+  {
+    'broadcast_in_dim',
+    'convert_element_type',
+    'copy',
+    'dynamic_slice',
+    'name',
+    'optimization_barrier',
+    'pvary',
+    'reduce_precision',
+    'reshape',
+    'rev',
+    'sharding_constraint',
+    'slice',
+    'split',
+    'squeeze',
+    'transpose',
+    'unstack',
+  }
+)
 
 LOOPS = frozenset({'remat2', 'checkpoint', 'scan', 'while'})
 
@@ -18,8 +35,12 @@ def parts(jaxpr):
 
 def inner(eqn) -> list:
   """The jaxprs among an equation's parameters."""
-  return [jaxpr for value in eqn.params.values() for jaxpr in (value if isinstance(value, (tuple, list)) else [value])
-          if hasattr(jaxpr, 'eqns')]
+  return [
+    jaxpr
+    for value in eqn.params.values()
+    for jaxpr in (value if isinstance(value, (tuple, list)) else [value])
+    if hasattr(jaxpr, 'eqns')
+  ]
 
 
 def contains(jaxpr, names) -> bool:
@@ -48,8 +69,10 @@ def join(outer: str, inside: str) -> str:
 
 def constrain(values, shardings) -> list:
   """The values, pinned where a jit inside the function says how they are sharded."""
-  return [jax.lax.with_sharding_constraint(value, sharding) if isinstance(sharding, jax.sharding.Sharding) else value
-          for value, sharding in zip(values, shardings or [None] * len(values))]
+  return [
+    jax.lax.with_sharding_constraint(value, sharding) if isinstance(sharding, jax.sharding.Sharding) else value
+    for value, sharding in zip(values, shardings or [None] * len(values))
+  ]
 
 
 def scan_sizes(params) -> tuple[int, int]:

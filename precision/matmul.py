@@ -45,8 +45,15 @@ def _dot(spec, lhs, rhs, narrow_lhs, narrow_rhs):
   lhs, lhs_contracting = _arranged(narrow_lhs, lhs_batch, lhs_contracting, orders=('free first',))
   rhs, rhs_contracting = _arranged(narrow_rhs, rhs_batch, rhs_contracting, orders=('contracting first', 'free first'))
   batch = tuple(range(len(lhs_batch)))
-  return row_major(lax.dot_general(lhs, rhs, ((lhs_contracting, rhs_contracting), (batch, batch)),
-                                   preferred_element_type=jnp.float32, out_sharding=spec.out_sharding))
+  return row_major(
+    lax.dot_general(
+      lhs,
+      rhs,
+      ((lhs_contracting, rhs_contracting), (batch, batch)),
+      preferred_element_type=jnp.float32,
+      out_sharding=spec.out_sharding,
+    )
+  )
 
 
 def _arranged(x, batch, contracting, orders):
@@ -93,8 +100,9 @@ def _contract(a, a_names, b, b_names, out_names):
   summed = [name for name in a_names if name in b_names and name not in out_names]
 
   def product(x, x_names, y, y_names):
-    contracting, batching = (tuple(tuple(map(names.index, wanted)) for names in (x_names, y_names))
-                             for wanted in (summed, batch))
+    contracting, batching = (
+      tuple(tuple(map(names.index, wanted)) for names in (x_names, y_names)) for wanted in (summed, batch)
+    )
     names = batch + [name for names in (x_names, y_names) for name in names if name not in batch + summed]
     return names, lambda: dot_general(x, y, (contracting, batching))
 

@@ -34,8 +34,10 @@ def mixed_precision(fn, policy: Policy):
   """
   if policy == Policy((('*', FLOAT32),)):
     return fn
-  rules = {name: functools.partial(rule, policy) for name, rule in
-           (('dot_general', _dot_general), ('kernel', _kernel), ('name', _name))}
+  rules = {
+    name: functools.partial(rule, policy)
+    for name, rule in (('dot_general', _dot_general), ('kernel', _kernel), ('name', _name))
+  }
   return Interpreter(rules, _is_kept, policy.check).transform(fn)
 
 
@@ -54,8 +56,7 @@ def _dot_general(policy, site):
   if not floats or policy.rule(site.path) != BFLOAT16:
     return [checkpoint_name(output, KEPT) for output in site.bind()]
   # A parameter is there in the backward pass too: it is rounded again.
-  narrow = [site.shared(_kept if source is None else _rounded, x)
-            for x, source in zip(site.inputs, site.sources)]
+  narrow = [site.shared(_kept if source is None else _rounded, x) for x, source in zip(site.inputs, site.sources)]
   product = matmul.dot_general(*site.inputs, eqn.params['dimension_numbers'], eqn.params['out_sharding'], narrow)
   return [_kept(product).astype(eqn.outvars[0].aval.dtype)]
 
@@ -63,12 +64,12 @@ def _dot_general(policy, site):
 def _kernel(policy, site):
   call, inputs = site.eqn.params['call'], list(site.inputs)
   if policy.rule(site.path) == BFLOAT16:
-    inputs[:call.num_operands] = [_rounded(x) for x in inputs[:call.num_operands]]
+    inputs[: call.num_operands] = [_rounded(x) for x in inputs[: call.num_operands]]
   return [output.astype(var.aval.dtype) for output, var in zip(call(*inputs), site.eqn.outvars)]
 
 
 def _name(policy, site):
-  value, = site.inputs
+  (value,) = site.inputs
   if site.eqn.params['name'] == KEPT and value.dtype == jnp.float32 and policy.rule(site.path) == BFLOAT16:
     return [_kept(value).astype(value.dtype)]
   return site.bind()

@@ -51,7 +51,7 @@ def describe(policy: Policy, fn, *args, **kwargs) -> str:
   closed = jax.make_jaxpr(fn)(*args, **kwargs)
   rows = {}
   for path, eqn in products(closed.jaxpr):
-    operands = eqn.invars[:eqn.params['call'].num_operands] if eqn.primitive.name == 'kernel' else eqn.invars
+    operands = eqn.invars[: eqn.params['call'].num_operands] if eqn.primitive.name == 'kernel' else eqn.invars
     shapes = ' '.join(str(list(var.aval.shape)).replace(' ', '') for var in operands)
     row = (path or '.', eqn.primitive.name, shapes, policy.rule(path))
     rows[row] = rows.get(row, 0) + 1

@@ -11,8 +11,11 @@ pytest_plugins = ['harness.budgets', 'harness.optimisations', 'harness.proofs']
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # XLA kills the process when simulated devices wait for each other longer than 40 s, which a busy machine makes them do.
-flags = ('--xla_force_host_platform_device_count=8', '--xla_cpu_collective_call_terminate_timeout_seconds=600',
-         '--xla_cpu_collective_call_warn_stuck_timeout_seconds=600')
+flags = (
+  '--xla_force_host_platform_device_count=8',
+  '--xla_cpu_collective_call_terminate_timeout_seconds=600',
+  '--xla_cpu_collective_call_warn_stuck_timeout_seconds=600',
+)
 os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *flags]).strip()
 
 # Workers of pytest-xdist inherit the folders of the process that starts them.
@@ -29,6 +32,7 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
 import hypothesis  # noqa: E402, it reads the environment
 
 # JAX compiles inside the first example of a property, so time says nothing about it.
-hypothesis.settings.register_profile('meshlm', deadline=None, derandomize='CI' in os.environ,
-                                     suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+  'meshlm', deadline=None, derandomize='CI' in os.environ, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile('meshlm')

@@ -90,8 +90,9 @@ class Checkpoints:
     """Steps with a whole checkpoint, in increasing order; empty and half-deleted directories do not count."""
     if not self.directory.is_dir():
       return []
-    return sorted(int(path.name) for path in self.directory.iterdir()
-                  if path.name.isdecimal() and self._whole(int(path.name)))
+    return sorted(
+      int(path.name) for path in self.directory.iterdir() if path.name.isdecimal() and self._whole(int(path.name))
+    )
 
   def latest_step(self) -> int | None:
     """The newest whole checkpoint, or None."""
@@ -158,23 +159,30 @@ class Checkpoints:
 
   def _write(self, step, arrays, metadata, metric):
     record = {
-        'metadata': metadata,
-        'metric': math.nan if metric is None else float(metric),
-        'arrays': {name: _spec(array) | {'crc32': _crc32(array)} for name, array in arrays.items()},
+      'metadata': metadata,
+      'metric': math.nan if metric is None else float(metric),
+      'arrays': {name: _spec(array) | {'crc32': _crc32(array)} for name, array in arrays.items()},
     }
     try:
       self._remove_leftovers()
       ocp = _orbax()
       with _checkpointer() as checkpointer:
-        checkpointer.save(self._path(step), force=True, args=ocp.args.Composite(
+        checkpointer.save(
+          self._path(step),
+          force=True,
+          args=ocp.args.Composite(
             state=ocp.args.PyTreeSave(arrays),
-            metadata=ocp.args.JsonSave({'record': record, 'crc32': _json_crc32(record)})))
+            metadata=ocp.args.JsonSave({'record': record, 'crc32': _json_crc32(record)}),
+          ),
+        )
       self._remove_old()
     except Exception as error:
       latest = self.latest_step()
       kept = f'step {latest} is the last one written' if latest is not None else 'none is written so far'
-      raise CheckpointError(f'could not write checkpoint {self._path(step)}: {error}. Of this run, {kept}; '
-                            'make room or repair the disk and start the same command again') from error
+      raise CheckpointError(
+        f'could not write checkpoint {self._path(step)}: {error}. Of this run, {kept}; '
+        'make room or repair the disk and start the same command again'
+      ) from error
 
   def _remove_leftovers(self):
     for pattern in ('*.orbax-checkpoint-tmp*', '*.deleted'):
@@ -182,7 +190,7 @@ class Checkpoints:
         shutil.rmtree(path)
 
   def _remove_old(self):
-    kept = {*self.steps()[-self._keep_last:], self.best_step()}
+    kept = {*self.steps()[-self._keep_last :], self.best_step()}
     for step in self.steps():
       if step not in kept:
         # Renamed first: a process killed while deleting must not leave half a checkpoint under its name.
@@ -211,10 +219,16 @@ class Checkpoints:
     ocp = _orbax()
     try:
       with _checkpointer() as checkpointer:
-        arrays = checkpointer.restore(self._path(step), args=ocp.args.Composite(state=ocp.args.PyTreeRestore(
-            item=dict.fromkeys(specs, 0),
-            restore_args=dict.fromkeys(specs, ocp.RestoreArgs(restore_type=np.ndarray)),
-            partial_restore=True)))['state']
+        arrays = checkpointer.restore(
+          self._path(step),
+          args=ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(
+              item=dict.fromkeys(specs, 0),
+              restore_args=dict.fromkeys(specs, ocp.RestoreArgs(restore_type=np.ndarray)),
+              partial_restore=True,
+            )
+          ),
+        )['state']
     except Exception as error:
       raise self._damaged(step, f'its arrays cannot be read ({str(error).splitlines()[0][:300]})') from error
     for name, spec in specs.items():
@@ -225,8 +239,10 @@ class Checkpoints:
   def _damaged(self, step, why):
     earlier = [other for other in self.steps() if other < step]
     go_on = f'go on from step {earlier[-1]}' if earlier else 'start again from step 0'
-    return CheckpointError(f'checkpoint {self._path(step)} is damaged: {why}. To {go_on}, delete it '
-                           f'(rm -r {self._path(step)}) and start the same command again')
+    return CheckpointError(
+      f'checkpoint {self._path(step)} is damaged: {why}. To {go_on}, delete it '
+      f'(rm -r {self._path(step)}) and start the same command again'
+    )
 
   def _check_fit(self, step, stored, wanted):
     problems = [f'{name} is in the checkpoint only' for name in stored.keys() - wanted.keys()]
@@ -237,14 +253,17 @@ class Checkpoints:
         problems.append(f'{name} is {_words(saved)} in the checkpoint, {_words(wanted[name])} here')
     if problems:
       more = f'; and {len(problems) - 5} more' if len(problems) > 5 else ''
-      raise CheckpointError(f'checkpoint {self._path(step)} does not fit this configuration: '
-                            f'{"; ".join(sorted(problems)[:5])}{more}. Use the configuration that it was saved with '
-                            '(config.json in the run directory), or another --workdir')
+      raise CheckpointError(
+        f'checkpoint {self._path(step)} does not fit this configuration: '
+        f'{"; ".join(sorted(problems)[:5])}{more}. Use the configuration that it was saved with '
+        '(config.json in the run directory), or another --workdir'
+      )
 
 
 @functools.cache
 def _orbax():
   import orbax.checkpoint as ocp
+
   # It logs the tracebacks of its threads, some 200 lines for a full disk, and raises the same error, which is enough.
   logging.getLogger('absl').addFilter(lambda record: '/orbax/' not in record.pathname)
   return ocp
@@ -253,8 +272,11 @@ def _orbax():
 def _checkpointer():
   ocp = _orbax()
   # Compression makes float32 weights 8 % smaller and writing 3 times slower, on cores that training needs.
-  return ocp.Checkpointer(ocp.CompositeCheckpointHandler(
-      state=ocp.PyTreeCheckpointHandler(use_compression=False), metadata=ocp.JsonCheckpointHandler()))
+  return ocp.Checkpointer(
+    ocp.CompositeCheckpointHandler(
+      state=ocp.PyTreeCheckpointHandler(use_compression=False), metadata=ocp.JsonCheckpointHandler()
+    )
+  )
 
 
 def _is_key(leaf):

@@ -124,8 +124,10 @@ def _flattened(values: Mapping, group: Config, source: str, prefix: str = '') ->
 def _set_all(config: Config, values: dict, source: str) -> None:
   known = flat(config)
   if unknown := [path for path in values if path not in known]:
-    raise ConfigError(f'{source} has unknown {", ".join(unknown)}: configs/base.py does not have it; a run of another '
-                      'version continues with that version')
+    raise ConfigError(
+      f'{source} has unknown {", ".join(unknown)}: configs/base.py does not have it; a run of another '
+      'version continues with that version'
+    )
   for path, value in values.items():
     *parents, key = path.split('.')
     group = config
@@ -154,8 +156,10 @@ def _override(config: Config, override: str) -> None:
   if key not in group:
     raise _unknown(config, group, name, parents, key)
   if _is_group(group, key):
-    raise ConfigError(f'{name} is a group; set one of its keys {_listing(group[key])}, '
-                      f'for example {_FLAG}{name}.{next(iter(group[key]))}=VALUE')
+    raise ConfigError(
+      f'{name} is a group; set one of its keys {_listing(group[key])}, '
+      f'for example {_FLAG}{name}.{next(iter(group[key]))}=VALUE'
+    )
   _set(group, key, _parsed(text, group[key]))
 
 
@@ -166,8 +170,11 @@ def _unknown(config: Config, group: Config, name: str, parents: list[str], key: 
   near = [prefix + match for match in difflib.get_close_matches(key, list(group), n=1)]
   last = name.rsplit('.')[-1]
   elsewhere = [path for path in flat(config) if path.rsplit('.')[-1] == last]
-  near = (difflib.get_close_matches(name, elsewhere, n=1, cutoff=0) or near
-          or difflib.get_close_matches(name, flat(config), n=1))
+  near = (
+    difflib.get_close_matches(name, elsewhere, n=1, cutoff=0)
+    or near
+    or difflib.get_close_matches(name, flat(config), n=1)
+  )
   where = f'group {prefix[:-1]!r}' if prefix else 'the config'
   return ConfigError(f'unknown key {name!r}{_did_you_mean(near[:1])}; {where} has {_listing(group)}')
 

@@ -67,11 +67,16 @@ class ProgressBar(PlainLines):
 
   def start(self, total: int, done: int = 0):
     from rich import console, progress
+
     self._time_left = TimeLeft(total)
     self._progress = progress.Progress(
-        progress.BarColumn(bar_width=None), progress.TextColumn('{task.completed:,}/{task.total:,}'),
-        progress.TextColumn('{task.description}', markup=False), console=console.Console(file=self._stream),
-        refresh_per_second=4, expand=True)
+      progress.BarColumn(bar_width=None),
+      progress.TextColumn('{task.completed:,}/{task.total:,}'),
+      progress.TextColumn('{task.description}', markup=False),
+      console=console.Console(file=self._stream),
+      refresh_per_second=4,
+      expand=True,
+    )
     self._task = self._progress.add_task('compiling', total=total, completed=done)
     self._progress.start()
 
@@ -82,8 +87,14 @@ class ProgressBar(PlainLines):
 
   def task(self, description: str, total: int):
     from rich import console, progress
-    bar = progress.Progress(progress.TextColumn('{task.description}', markup=False), progress.BarColumn(bar_width=None),
-                            progress.TaskProgressColumn(), console=console.Console(file=self._stream), expand=True)
+
+    bar = progress.Progress(
+      progress.TextColumn('{task.description}', markup=False),
+      progress.BarColumn(bar_width=None),
+      progress.TaskProgressColumn(),
+      console=console.Console(file=self._stream),
+      expand=True,
+    )
     task = bar.add_task(description, total=total)
     bar.start()
 
@@ -91,6 +102,7 @@ class ProgressBar(PlainLines):
       bar.update(task, advance=n)
       if bar.finished:
         bar.stop()
+
     return advance
 
   def message(self, text: str):
@@ -147,4 +159,5 @@ def describe_evaluation(step: int, metrics: dict) -> str:
   """The evaluation's metrics in one line, in the order given."""
   shown = lambda value: f'{value:,}' if isinstance(value, int) else f'{value:,.4f}'
   return f'step {step:,} validation  ' + '  '.join(
-      f'{name.removeprefix("eval/").replace("_", " ")} {shown(value)}' for name, value in metrics.items())
+    f'{name.removeprefix("eval/").replace("_", " ")} {shown(value)}' for name, value in metrics.items()
+  )

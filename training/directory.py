@@ -25,6 +25,7 @@ def write_identity(config, tokenizer, workdir) -> None:
 
 def sample_writer(config, model, tokenizer, sampler, workdir, console):
   """A function that appends what `sampler` makes of the config's prompts to `samples.txt`, for (step, params)."""
+
   def write(step, params):
     prompts = list(config.train.sample_prompts)
     decoder = precision.Decoder(model, precision.policy(config.precision))
@@ -33,4 +34,5 @@ def sample_writer(config, model, tokenizer, sampler, workdir, console):
       for prompt, text in zip(prompts, texts, strict=True):
         file.write(f'--- step {step}, prompt {prompt!r}\n{prompt}{text}\n\n')
     console.message(f'step {step:,} samples in {workdir}/samples.txt')
+
   return write

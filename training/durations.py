@@ -7,7 +7,7 @@ UNITS = ('steps', 'tokens', 'examples', 'epochs', 'share')
 
 
 def steps(
-    duration, *, batch_tokens: int, sequence_length: int, run_steps: int | None = None, epoch_steps: float | None = None
+  duration, *, batch_tokens: int, sequence_length: int, run_steps: int | None = None, epoch_steps: float | None = None
 ) -> int:
   """Converts a duration to optimizer steps, rounded up, so that only zero gives 0.
 
@@ -28,14 +28,16 @@ def steps(
     return duration
   unit, amount = next(iter(duration.items()))
   steps_per_unit = {
-      'steps': 1,
-      'tokens': 1 / batch_tokens,
-      'examples': sequence_length / batch_tokens,
-      'epochs': epoch_steps,
-      'share': run_steps,
+    'steps': 1,
+    'tokens': 1 / batch_tokens,
+    'examples': sequence_length / batch_tokens,
+    'epochs': epoch_steps,
+    'share': run_steps,
   }[unit]
   if steps_per_unit is None:
-    raise ValueError(f'a duration in {unit} has no meaning here; got {dict(duration)}; give it in another unit '
-                     f'({", ".join(other for other in UNITS if other != unit)})')
+    raise ValueError(
+      f'a duration in {unit} has no meaning here; got {dict(duration)}; give it in another unit '
+      f'({", ".join(other for other in UNITS if other != unit)})'
+    )
   # The tolerance keeps a product such as 0.07 * 100 = 7.000000000000001 from costing a step.
   return math.ceil(amount * steps_per_unit * (1 - 1e-12))

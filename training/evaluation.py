@@ -12,9 +12,14 @@ from model import metrics as metrics_lib
 def batches(config, split: data.Split, max_batches: int = 0) -> Iterator[data.Batch]:
   """One pass over a split in the examples and batch size of a config; `max_batches` 0 = all of it."""
   objective = objectives.create(config.objective)
-  return data.eval_batches(split, objective.row_length(config.data.sequence_length),
-                           config.data.batch_tokens // config.data.sequence_length, config.data.packing, max_batches,
-                           objective.examples)
+  return data.eval_batches(
+    split,
+    objective.row_length(config.data.sequence_length),
+    config.data.batch_tokens // config.data.sequence_length,
+    config.data.packing,
+    max_batches,
+    objective.examples,
+  )
 
 
 def evaluate(eval_step: Callable, params, batches: Iterable, summarize: Callable) -> dict[str, float]:

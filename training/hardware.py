@@ -14,17 +14,17 @@ import jax.numpy as jnp
 # NVIDIA: the data sheets of H200, H100 and A100 (their figure with sparsity, halved). TPU:
 # https://cloud.google.com/tpu/docs/system-architecture-tpu-vm, per chip.
 PEAK_BFLOAT16 = {
-    'NVIDIA H200': 989.4e12,
-    'NVIDIA GH200': 989.4e12,
-    'NVIDIA H100 PCIe': 756e12,
-    'NVIDIA H100 NVL': 835e12,
-    'NVIDIA H100': 989.4e12,
-    'NVIDIA A100': 312e12,
-    'TPU v4': 275e12,
-    'TPU v5 lite': 197e12,
-    'TPU v5e': 197e12,
-    'TPU v5': 459e12,
-    'TPU v6': 918e12,
+  'NVIDIA H200': 989.4e12,
+  'NVIDIA GH200': 989.4e12,
+  'NVIDIA H100 PCIe': 756e12,
+  'NVIDIA H100 NVL': 835e12,
+  'NVIDIA H100': 989.4e12,
+  'NVIDIA A100': 312e12,
+  'TPU v4': 275e12,
+  'TPU v5 lite': 197e12,
+  'TPU v5e': 197e12,
+  'TPU v5': 459e12,
+  'TPU v6': 918e12,
 }
 
 
@@ -70,14 +70,14 @@ def describe() -> dict:
   """The machine, the versions and the date (UTC), JSON-able: the header of every benchmark's record."""
   devices = jax.devices()
   return {
-      'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-      'cpu': _cpu_model(),
-      'cores': len(os.sched_getaffinity(0)),
-      'memory_gib': round(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30, 1),
-      'devices': f'{len(devices)} x {devices[0].device_kind}',
-      'python': platform.python_version(),
-      'jax': jax.__version__,
-      'system': platform.platform(),
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'cpu': _cpu_model(),
+    'cores': len(os.sched_getaffinity(0)),
+    'memory_gib': round(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30, 1),
+    'devices': f'{len(devices)} x {devices[0].device_kind}',
+    'python': platform.python_version(),
+    'jax': jax.__version__,
+    'system': platform.platform(),
   }
 
 

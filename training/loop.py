@@ -128,14 +128,19 @@ class Loop:
   def summary(self) -> dict:
     """What `summary.json` holds; `final_loss` is of the last step that was logged."""
     evaluated = self._last_eval[1]
-    return {'step': self.progress.step, 'tokens': self._tokens(self.progress.step),
-            'params': self.program.model.num_params, 'final_loss': self._last.get('loss', math.nan),
-            'eval_loss': evaluated.get('eval/loss', math.nan),
-            'bits_per_byte': evaluated.get('eval/bits_per_byte', math.nan),
-            'perplexity': evaluated.get('eval/perplexity', math.nan),
-            'tokens_per_second': self._tokens(self.progress.step) / max(self.progress.seconds, 1e-9),
-            'seconds': self.progress.seconds, 'bad_steps': self.progress.bad_steps,
-            'params_sha256': params_lib.params_sha256(self.state.params)}
+    return {
+      'step': self.progress.step,
+      'tokens': self._tokens(self.progress.step),
+      'params': self.program.model.num_params,
+      'final_loss': self._last.get('loss', math.nan),
+      'eval_loss': evaluated.get('eval/loss', math.nan),
+      'bits_per_byte': evaluated.get('eval/bits_per_byte', math.nan),
+      'perplexity': evaluated.get('eval/perplexity', math.nan),
+      'tokens_per_second': self._tokens(self.progress.step) / max(self.progress.seconds, 1e-9),
+      'seconds': self.progress.seconds,
+      'bad_steps': self.progress.bad_steps,
+      'params_sha256': params_lib.params_sha256(self.state.params),
+    }
 
   @property
   def finished(self) -> bool:
@@ -160,19 +165,25 @@ class Loop:
   def _count_bad_step(self, step, metrics):
     self.progress.bad_steps += 1
     self.progress.bad_in_a_row += 1
-    self.console.message(f'step {step:,}: loss {metrics["total_loss"].value} and gradient norm '
-                         f'{metrics["grad_norm"].value} are not both finite; the step was skipped '
-                         f'({self.progress.bad_in_a_row} in a row)')
+    self.console.message(
+      f'step {step:,}: loss {metrics["total_loss"].value} and gradient norm '
+      f'{metrics["grad_norm"].value} are not both finite; the step was skipped '
+      f'({self.progress.bad_in_a_row} in a row)'
+    )
     if self.progress.bad_in_a_row >= self.config.train.max_bad_steps:
       raise TrainingAborted(
-          f'{self.progress.bad_in_a_row} steps in a row were not finite (train.max_bad_steps), up to step {step}; '
-          'lower optimizer.learning_rate, lengthen optimizer.warmup or set optimizer.clip_norm, and look at '
-          f'metrics.jsonl; the last checkpoint is of step {self._saved_step}')
+        f'{self.progress.bad_in_a_row} steps in a row were not finite (train.max_bad_steps), up to step {step}; '
+        'lower optimizer.learning_rate, lengthen optimizer.warmup or set optimizer.clip_norm, and look at '
+        f'metrics.jsonl; the last checkpoint is of step {self._saved_step}'
+      )
 
   def _log(self, step, metrics):
-    line = {'tokens': self._tokens(step),
-            **self.program.task.summarize(metrics, self.dataset.train.bytes_per_target),
-            'bad_steps': self.progress.bad_steps, 'seconds': self.progress.seconds}
+    line = {
+      'tokens': self._tokens(step),
+      **self.program.task.summarize(metrics, self.dataset.train.bytes_per_target),
+      'bad_steps': self.progress.bad_steps,
+      'seconds': self.progress.seconds,
+    }
     since, start = self._lap
     if step > since:
       rate = (self._tokens(step) - self._tokens(since)) / (self._watch() - start)
@@ -204,8 +215,10 @@ class Loop:
       if _due(step, lengths.sample):
         self._write_samples()
     if self._stopped_early():
-      self.console.message(f'stopping early: {self.progress.evaluations_since_best} evaluations without a better '
-                           f'validation loss than {self.progress.best_loss:.4f}')
+      self.console.message(
+        f'stopping early: {self.progress.evaluations_since_best} evaluations without a better '
+        f'validation loss than {self.progress.best_loss:.4f}'
+      )
       return True
     return False
 
@@ -225,8 +238,9 @@ class Loop:
     if not self.dataset.validation.num_documents:
       return
     batches = evaluation.batches(self.config, self.dataset.validation, self.config.train.eval_batches)
-    summarize = functools.partial(self.program.task.summarize,
-                                  bytes_per_target=self.dataset.validation.bytes_per_target)
+    summarize = functools.partial(
+      self.program.task.summarize, bytes_per_target=self.dataset.validation.bytes_per_target
+    )
     result = evaluation.evaluate(self.program.evaluate, self.state.eval_params, batches, summarize)
     metrics = {f'eval/{name}': value for name, value in result.items()}
     self._last_eval = (self.progress.step, metrics)

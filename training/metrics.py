@@ -89,10 +89,12 @@ def _replace(path, text):
 
 def _events(directory, start_step):
   import tensorboardX
+
   # purge_step hides what an earlier process wrote for the steps that are now repeated. Names end in the step because
   # two processes started within one second would otherwise write the same file.
-  return tensorboardX.SummaryWriter(str(directory), purge_step=start_step + 1 if start_step else 0,
-                                    filename_suffix=f'.{start_step}')
+  return tensorboardX.SummaryWriter(
+    str(directory), purge_step=start_step + 1 if start_step else 0, filename_suffix=f'.{start_step}'
+  )
 
 
 def _number(value):
@@ -100,6 +102,7 @@ def _number(value):
 
 
 def _dumps(numbers, indent=None):
-  finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in numbers.items()}
+  finite = {
+    name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in numbers.items()
+  }
   return json.dumps(finite, indent=indent, allow_nan=False)

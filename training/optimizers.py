@@ -18,7 +18,7 @@ NAMES = ('adamw', 'adam', 'sgd', 'rmsprop', 'adafactor', 'lion', 'muon')
 
 
 def build(
-    optimizer_config, logical_axes, *, run_steps: int, warmup_steps: int, decay_steps: int
+  optimizer_config, logical_axes, *, run_steps: int, warmup_steps: int, decay_steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """Builds the optimizer of a run.
 
@@ -44,9 +44,11 @@ def build(
   Raises:
     ValueError: the schedule's phases do not fit in the run, or a factor on the learning rate fits no parameter.
   """
+
   def schedule(peak):
     return schedules.build(
-        optimizer_config, peak, run_steps=run_steps, warmup_steps=warmup_steps, decay_steps=decay_steps)
+      optimizer_config, peak, run_steps=run_steps, warmup_steps=warmup_steps, decay_steps=decay_steps
+    )
 
   learning_rate = schedule(optimizer_config.learning_rate)
   scale_by_learning_rate = optax.scale_by_learning_rate(learning_rate)
@@ -99,11 +101,15 @@ def _scale(optimizer_config, logical_axes) -> list[optax.GradientTransformation]
       return [optax.scale_by_lion(optimizer_config.beta1, optimizer_config.beta2)]
     case 'muon':
       shapes = jax.tree.map(
-          lambda axes, hidden: _dimension_numbers(axes) if hidden else optax.MaskedNode(),
-          logical_axes, _hidden_matrices(logical_axes), is_leaf=_is_axes)
+        lambda axes, hidden: _dimension_numbers(axes) if hidden else optax.MaskedNode(),
+        logical_axes,
+        _hidden_matrices(logical_axes),
+        is_leaf=_is_axes,
+      )
       muon = optax.chain(
-          optax.contrib.scale_by_muon(beta=optimizer_config.momentum, weight_dimension_numbers=lambda _: shapes),
-          optax.stateless(lambda updates, _: jax.tree.map(_scale_to_adamw, updates, shapes)))
+        optax.contrib.scale_by_muon(beta=optimizer_config.momentum, weight_dimension_numbers=lambda _: shapes),
+        optax.stateless(lambda updates, _: jax.tree.map(_scale_to_adamw, updates, shapes)),
+      )
       return [_partition(muon, adam, logical_axes)]
   raise ValueError(f'optimizer.name={optimizer_config.name!r} does not exist; choose one of {", ".join(NAMES)}')
 
@@ -116,7 +122,8 @@ def _partition(inside, outside, logical_axes) -> optax.GradientTransformation:
 
 def _hidden_matrices(logical_axes):
   return jax.tree.map(
-      lambda axes, matrix: matrix and ax.VOCAB not in axes, logical_axes, matrices(logical_axes), is_leaf=_is_axes)
+    lambda axes, matrix: matrix and ax.VOCAB not in axes, logical_axes, matrices(logical_axes), is_leaf=_is_axes
+  )
 
 
 def _dimension_numbers(axes) -> optax.contrib.MuonDimensionNumbers:
@@ -133,6 +140,7 @@ def _scale_to_adamw(update, shape):
 
 def _per_matrix(transform: optax.GradientTransformation, logical_axes) -> optax.GradientTransformation:
   """Applies `transform` to every matrix by itself, as `[inputs, outputs]`, and to every layer of other leaves."""
+
   def plan(leaf, axes, matrix):
     layered = axes[:1] == (ax.LAYERS,)
     shape = leaf.shape[layered:]

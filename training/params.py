@@ -12,8 +12,10 @@ def leaf_paths(tree) -> dict:
   Raises:
     ValueError: two leaves would get the same name (a dict key contains '/').
   """
-  named = [(jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
-           for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+  named = [
+    (jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+  ]
   flat = dict(named)
   if len(flat) != len(named):
     twice = next(name for name, _ in named if sum(name == other for other, _ in named) > 1)

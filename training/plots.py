@@ -26,8 +26,11 @@ def write_plots(workdir) -> list[pathlib.Path]:
     return []
   directory = workdir / 'plots'
   directory.mkdir(exist_ok=True)
-  figures = {'loss': plot_loss(lines), 'learning_rate_and_grad_norm': plot_optimization(lines),
-             'throughput': plot_throughput(lines)}
+  figures = {
+    'loss': plot_loss(lines),
+    'learning_rate_and_grad_norm': plot_optimization(lines),
+    'throughput': plot_throughput(lines),
+  }
   for name, figure in figures.items():
     figure.savefig(directory / f'{name}.png')
   return [directory / f'{name}.png' for name in figures]
@@ -45,8 +48,15 @@ def plot_loss(lines: list[dict]):
   axes.plot(eval_steps, eval_losses, color=ORANGE, linewidth=1.5, marker='o', markersize=5, label='validation')
   if np.isfinite(eval_losses).any():
     best = np.nanargmin(eval_losses)
-    axes.annotate(f'best {eval_losses[best]:.3f}', (eval_steps[best], eval_losses[best]), xytext=(0, 9),
-                  textcoords='offset points', ha='right', color=ORANGE, fontweight='bold')
+    axes.annotate(
+      f'best {eval_losses[best]:.3f}',
+      (eval_steps[best], eval_losses[best]),
+      xytext=(0, 9),
+      textcoords='offset points',
+      ha='right',
+      color=ORANGE,
+      fontweight='bold',
+    )
   _limit(axes, [smoothed, eval_losses])
   axes.set_ylabel('cross-entropy (nats per token)')
   _legend(axes)
@@ -56,6 +66,7 @@ def plot_loss(lines: list[dict]):
 def plot_optimization(lines: list[dict]):
   """Learning rate on the left axis, gradient norm before clipping on a logarithmic right axis."""
   from matplotlib import ticker
+
   figure, axes = _figure('Learning rate and gradient norm', lines)
   norm_axes = _twin(axes)
   steps, rates = _series(lines, 'learning_rate')
@@ -107,8 +118,8 @@ def _rolling(function, values, half):
   ends = [*range(half), *range(count - half, count)]
   radius = [min(i, count - 1 - i) for i in ends]
   result = np.empty(count)
-  result[half:count - half] = function(np.lib.stride_tricks.sliding_window_view(values, 2 * half + 1), axis=1)
-  result[ends] = [function(values[i - r:i + r + 1]) for i, r in zip(ends, radius, strict=True)]
+  result[half : count - half] = function(np.lib.stride_tricks.sliding_window_view(values, 2 * half + 1), axis=1)
+  result[ends] = [function(values[i - r : i + r + 1]) for i, r in zip(ends, radius, strict=True)]
   return result
 
 
@@ -122,6 +133,7 @@ def _series(lines, name):
 def _figure(title, lines):
   from matplotlib import figure as figure_lib
   from matplotlib import ticker
+
   figure = figure_lib.Figure(figsize=(8, 4.5), dpi=150, layout='constrained', facecolor='white')
   axes = figure.add_subplot()
   axes.set_title(title, loc='left', fontsize=13, fontweight='bold', color=DARK)

@@ -71,32 +71,65 @@ def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device
   task = objectives.make_task(objectives.create(config.objective), model)
   task = dataclasses.replace(task, loss=precision.apply(config.precision, task.loss))
   task = trainable.freeze(task, config.optimizer.frozen)
-  optimizer, schedule = optimizers.build(config.optimizer, task.trained(task.logical_axes), run_steps=lengths.run,
-                                         warmup_steps=lengths.warmup, decay_steps=lengths.decay)
-  step = make_step(losses.with_penalties(task, config.optimizer), optimizer, schedule, seed=config.seed,
-                   accumulation_steps=config.optimizer.accumulation_steps, ema_decay=config.optimizer.ema_decay)
+  optimizer, schedule = optimizers.build(
+    config.optimizer,
+    task.trained(task.logical_axes),
+    run_steps=lengths.run,
+    warmup_steps=lengths.warmup,
+    decay_steps=lengths.decay,
+  )
+  step = make_step(
+    losses.with_penalties(task, config.optimizer),
+    optimizer,
+    schedule,
+    seed=config.seed,
+    accumulation_steps=config.optimizer.accumulation_steps,
+    ema_decay=config.optimizer.ema_decay,
+  )
 
   mesh = parallel.make_mesh(config.mesh, devices)
   create_state = lambda: init_state(task, optimizer, jax.random.key(config.seed), config.optimizer.ema_decay > 0)
   abstract_state = jax.eval_shape(create_state)
   param_shardings = parallel.parameter_shardings(abstract_state.params, task.logical_axes, mesh, config.zero_stage)
   shardings = parallel.state_shardings(abstract_state, abstract_state.params, param_shardings, mesh)
-  abstract_state = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                                abstract_state, shardings)
+  abstract_state = jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract_state, shardings
+  )
   batch_shardings = parallel.batch_shardings(task.batch_axes, mesh)
-  return Program(model, task, mesh, lengths, abstract_state, batch_shardings,
-                 init=jax.jit(create_state, out_shardings=shardings),
-                 step=parallel.compile_step(step, mesh, shardings, batch_shardings, config.zero_stage),
-                 evaluate=parallel.compile_evaluation(lambda params, batch: task.loss(params, batch, None)[1], mesh,
-                                                      param_shardings, batch_shardings, config.zero_stage))
+  return Program(
+    model,
+    task,
+    mesh,
+    lengths,
+    abstract_state,
+    batch_shardings,
+    init=jax.jit(create_state, out_shardings=shardings),
+    step=parallel.compile_step(step, mesh, shardings, batch_shardings, config.zero_stage),
+    evaluate=parallel.compile_evaluation(
+      lambda params, batch: task.loss(params, batch, None)[1], mesh, param_shardings, batch_shardings, config.zero_stage
+    ),
+  )
 
 
 def resolve_lengths(config, epoch_steps: float | None = None) -> Lengths:
   """The config's durations in steps. Raises ValueError where a unit cannot be converted."""
+
   def steps(duration, run_steps=None):
-    return durations.steps(duration, batch_tokens=config.data.batch_tokens, run_steps=run_steps,
-                           sequence_length=config.data.sequence_length, epoch_steps=epoch_steps)
+    return durations.steps(
+      duration,
+      batch_tokens=config.data.batch_tokens,
+      run_steps=run_steps,
+      sequence_length=config.data.sequence_length,
+      epoch_steps=epoch_steps,
+    )
+
   run = steps(config.train.steps)
-  return Lengths(run=run, log=steps(config.train.log_every, run), evaluation=steps(config.train.eval_every, run),
-                 checkpoint=steps(config.train.checkpoint_every, run), sample=steps(config.train.sample_every, run),
-                 warmup=steps(config.optimizer.warmup, run), decay=steps(config.optimizer.decay, run))
+  return Lengths(
+    run=run,
+    log=steps(config.train.log_every, run),
+    evaluation=steps(config.train.eval_every, run),
+    checkpoint=steps(config.train.checkpoint_every, run),
+    sample=steps(config.train.sample_every, run),
+    warmup=steps(config.optimizer.warmup, run),
+    decay=steps(config.optimizer.decay, run),
+  )

@@ -14,8 +14,10 @@ def resolve(config, tokenizer):
   if not config.model.vocab_size:
     config.model.vocab_size = -(-tokenizer.vocab_size // 64) * 64
   if config.model.vocab_size < tokenizer.vocab_size:
-    raise configs.ConfigError(f'model.vocab_size={config.model.vocab_size} is smaller than the tokenizer\'s '
-                              f'{tokenizer.vocab_size}; set model.vocab_size=0 to follow it')
+    raise configs.ConfigError(
+      f"model.vocab_size={config.model.vocab_size} is smaller than the tokenizer's "
+      f'{tokenizer.vocab_size}; set model.vocab_size=0 to follow it'
+    )
   if config.model.positions == 'learned' and not config.model.max_length:
     config.model.max_length = config.data.sequence_length
   config.model = model_lib.resolve(config.model)

@@ -6,8 +6,16 @@ import pathlib
 from training import configs, program, schedules
 
 # How a run is watched and where it is computed, not what it computes.
-_MAY_CHANGE = ('train.', 'mesh.', 'zero_stage', 'model.layer_loop', 'model.remat', 'model.attention.implementation',
-               'data.num_workers', 'data.cache_dir')
+_MAY_CHANGE = (
+  'train.',
+  'mesh.',
+  'zero_stage',
+  'model.layer_loop',
+  'model.remat',
+  'model.attention.implementation',
+  'data.num_workers',
+  'data.cache_dir',
+)
 
 
 def check_same_run(config, workdir):
@@ -27,8 +35,10 @@ def check_same_run(config, workdir):
   changed = [key for key in new if old[key] != new[key] and not key.startswith(_MAY_CHANGE)]
   if changed:
     words = '; '.join(f'{key} was {old[key]!r} and is {new[key]!r}' for key in changed)
-    raise configs.ConfigError(f'{workdir} holds a run of another config: {words}. Give the same values to resume it, '
-                              'or another --workdir to start a new run')
+    raise configs.ConfigError(
+      f'{workdir} holds a run of another config: {words}. Give the same values to resume it, '
+      'or another --workdir to start a new run'
+    )
   return before
 
 
@@ -52,13 +62,18 @@ def check_length(before, config, epoch_steps: float | None, progress) -> str:
     return ''
   # A step that was not finite does not advance the schedule.
   updates = progress.step - progress.bad_steps
-  was, now, end = (_learning_rate(config, lengths, count)
-                   for lengths, count in ((old, updates), (new, updates), (new, new.run)))
-  words = (f'train.steps was {before.train.steps} and is {config.train.steps}: after step {progress.step:,} the '
-           f'learning rate would have been {was:.3g} and becomes {now:.3g}, in the end, at step {new.run:,}, {end:.3g}')
+  was, now, end = (
+    _learning_rate(config, lengths, count) for lengths, count in ((old, updates), (new, updates), (new, new.run))
+  )
+  words = (
+    f'train.steps was {before.train.steps} and is {config.train.steps}: after step {progress.step:,} the '
+    f'learning rate would have been {was:.3g} and becomes {now:.3g}, in the end, at step {new.run:,}, {end:.3g}'
+  )
   if not config.train.allow_new_length:
-    raise configs.ConfigError(f'{words}. Type --config.train.allow_new_length=True to go on like this, or give '
-                              f'train.steps={before.train.steps} again')
+    raise configs.ConfigError(
+      f'{words}. Type --config.train.allow_new_length=True to go on like this, or give '
+      f'train.steps={before.train.steps} again'
+    )
   return words
 
 
@@ -74,11 +89,19 @@ def how_to_go_on(config, progress, run_steps: int) -> str:
 def _phases(config, lengths) -> tuple:
   """The lengths in steps that the learning rate depends on."""
   name = config.optimizer.schedule
-  return (lengths.warmup, lengths.decay if name in schedules.HAVE_DECAY else None,
-          lengths.run if name in schedules.FOLLOW_LENGTH else None)
+  return (
+    lengths.warmup,
+    lengths.decay if name in schedules.HAVE_DECAY else None,
+    lengths.run if name in schedules.FOLLOW_LENGTH else None,
+  )
 
 
 def _learning_rate(config, lengths, updates: int) -> float:
-  schedule = schedules.build(config.optimizer, config.optimizer.learning_rate, run_steps=lengths.run,
-                             warmup_steps=lengths.warmup, decay_steps=lengths.decay)
+  schedule = schedules.build(
+    config.optimizer,
+    config.optimizer.learning_rate,
+    run_steps=lengths.run,
+    warmup_steps=lengths.warmup,
+    decay_steps=lengths.decay,
+  )
   return float(schedule(updates))

@@ -72,8 +72,11 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
     if finished:
       metrics_lib.write_summary(workdir, loop.summary())
     console.close()
-    console.message(f'finished at step {progress.step:,}: {workdir}/summary.json' if finished else
-                    f'stopped and saved at step {progress.step:,}; the same command goes on from there')
+    console.message(
+      f'finished at step {progress.step:,}: {workdir}/summary.json'
+      if finished
+      else f'stopped and saved at step {progress.step:,}; the same command goes on from there'
+    )
     return finished
 
 
@@ -96,10 +99,10 @@ def _with_params(state, abstract_state, run):
   """The state with the parameters of another run, which must have the same names and shapes."""
   shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
   if shapes(run.params) != shapes(state.params):
-    raise configs.ConfigError(f'init_from={run.workdir}: its parameters do not have the shapes of this model; '
-                              f'compare {run.workdir}/config.json with the model group, data.tokenizer included')
+    raise configs.ConfigError(
+      f'init_from={run.workdir}: its parameters do not have the shapes of this model; '
+      f'compare {run.workdir}/config.json with the model group, data.tokenizer included'
+    )
   place = lambda abstract: jax.tree.map(lambda leaf, spec: jax.device_put(leaf, spec.sharding), run.params, abstract)
   ema = None if state.ema is None else place(abstract_state.ema)
   return dataclasses.replace(state, params=place(abstract_state.params), ema=ema)
-
-

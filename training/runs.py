@@ -64,11 +64,20 @@ def load_run(directory, step: int | None = None) -> Run:
       raise FileNotFoundError(f'{workdir} has no checkpoint yet; train it until the first one (train.checkpoint_every)')
     fields, _ = checkpoints.restore_fields(step, ('params', 'ema'))
   params = jax.tree.map(jax.numpy.asarray, _overlaid(fields['params'], fields.get('ema', {})))
-  return Run(config, tokenizers.load(workdir / 'tokenizer'), model_lib.create(config.model), params, step,
-             metrics_lib.read_metrics(workdir), workdir)
+  return Run(
+    config,
+    tokenizers.load(workdir / 'tokenizer'),
+    model_lib.create(config.model),
+    params,
+    step,
+    metrics_lib.read_metrics(workdir),
+    workdir,
+  )
 
 
 def _overlaid(params: dict, average: dict) -> dict:
   """The nested dict with the leaves of another in the place of its own: frozen leaves have no moving average."""
-  return {key: _overlaid(value, average[key]) if isinstance(value, dict) and key in average else average.get(key, value)
-          for key, value in params.items()}
+  return {
+    key: _overlaid(value, average[key]) if isinstance(value, dict) and key in average else average.get(key, value)
+    for key, value in params.items()
+  }

@@ -8,9 +8,7 @@ FOLLOW_LENGTH = ('linear', 'cosine', 'wsd')  # a longer run has other learning r
 HAVE_DECAY = ('wsd', 'step', 'exponential')  # what `decay_steps` says something to
 
 
-def build(
-    optimizer_config, peak: float, *, run_steps: int, warmup_steps: int, decay_steps: int
-) -> optax.Schedule:
+def build(optimizer_config, peak: float, *, run_steps: int, warmup_steps: int, decay_steps: int) -> optax.Schedule:
   """Returns the function from finished steps to the learning rate of the next update.
 
   Warm-up rises by peak / warmup_steps an update and reaches the peak at update `warmup_steps`, so that no update is
@@ -44,8 +42,10 @@ def _body(optimizer_config, peak, run_steps, warmup_steps, decay_steps):
   final = peak * optimizer_config.final_fraction
   rest = max(run_steps - warmup_steps, 1)
   if name in HAVE_DECAY and decay_steps < 1:
-    raise ValueError(f'schedule {name!r} needs optimizer.decay of at least one step; got {decay_steps}; '
-                     "type for example --config.optimizer.decay=\"{'share': 0.2}\"")
+    raise ValueError(
+      f'schedule {name!r} needs optimizer.decay of at least one step; got {decay_steps}; '
+      'type for example --config.optimizer.decay="{\'share\': 0.2}"'
+    )
   match name:
     case 'constant':
       return optax.constant_schedule(peak)
@@ -60,11 +60,14 @@ def _body(optimizer_config, peak, run_steps, warmup_steps, decay_steps):
     case 'wsd':
       stable = run_steps - warmup_steps - decay_steps
       if stable < 0:
-        raise ValueError(f"schedule 'wsd' has {warmup_steps} steps of warm-up and {decay_steps} of decay in a run of "
-                         f'{run_steps}; make optimizer.warmup or optimizer.decay shorter, for example '
-                         "--config.optimizer.warmup=\"{'share': 0.1}\"")
+        raise ValueError(
+          f"schedule 'wsd' has {warmup_steps} steps of warm-up and {decay_steps} of decay in a run of "
+          f'{run_steps}; make optimizer.warmup or optimizer.decay shorter, for example '
+          '--config.optimizer.warmup="{\'share\': 0.1}"'
+        )
       return optax.join_schedules(
-          [optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay_steps)], [stable])
+        [optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay_steps)], [stable]
+      )
     case 'step' | 'exponential':
       return optax.exponential_decay(peak, decay_steps, optimizer_config.decay_factor, staircase=name == 'step')
   raise ValueError(f'optimizer.schedule={name!r} does not exist; choose one of {", ".join(NAMES)}')

@@ -35,5 +35,6 @@ def init_state(task: Task, optimizer, key, use_ema: bool) -> TrainState:
   """A fresh state from a PRNG key; traceable, so that jit can create it already sharded."""
   params = task.init(key)
   trained = task.trained(params)
-  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained),
-                    jax.tree.map(jnp.copy, trained) if use_ema else None)
+  return TrainState(
+    jnp.zeros((), jnp.int32), params, optimizer.init(trained), jax.tree.map(jnp.copy, trained) if use_ema else None
+  )

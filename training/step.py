@@ -24,6 +24,7 @@ def make_step(task: Task, optimizer, schedule, *, seed: int, accumulation_steps:
     The step. A non-finite loss or gradient leaves the state as it was. Metrics are those of the loss and `total_loss`
     (the differentiated mean), `grad_norm` (of what is trained, before clipping), `learning_rate`, `finite` (1 or 0).
   """
+
   def gradient(params, batch, key):
     loss = lambda trained: task.loss(merge(trained, params), batch, key)
     return jax.value_and_grad(loss, has_aux=True)(task.trained(params))
@@ -35,8 +36,12 @@ def make_step(task: Task, optimizer, schedule, *, seed: int, accumulation_steps:
     (total_loss, metrics), grads = accumulate(gradient, accumulation_steps)(state.params, batch, key)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(total_loss) & jnp.isfinite(grad_norm)
-    values = {'total_loss': total_loss, 'grad_norm': grad_norm, 'finite': finite.astype(jnp.float32),
-              'learning_rate': jnp.asarray(schedule(state.updates), jnp.float32)}
+    values = {
+      'total_loss': total_loss,
+      'grad_norm': grad_norm,
+      'finite': finite.astype(jnp.float32),
+      'learning_rate': jnp.asarray(schedule(state.updates), jnp.float32),
+    }
     metrics |= {name: Metric(value, jnp.ones(())) for name, value in values.items()}
     # A branch and not a select: the update then happens in the donated buffers, without copies of the moments.
     return jax.lax.cond(finite, update, lambda state, *_: state, state, grads, grad_norm), metrics

@@ -37,8 +37,7 @@ def scale_updates(scales: Sequence, logical_axes) -> optax.GradientTransformatio
     ValueError: a pattern selects nothing, or (when the state is made) a sequence does not fit.
   """
   names = _names(logical_axes, is_leaf=_is_axes)
-  selected = paths.select([pattern for pattern, _ in scales], jax.tree.leaves(names),
-                          'optimizer.learning_rate_scale')
+  selected = paths.select([pattern for pattern, _ in scales], jax.tree.leaves(names), 'optimizer.learning_rate_scale')
 
   def scale(name, axes, update):
     factor = scales[selected[name]][1] if name in selected else 1.0
@@ -46,8 +45,10 @@ def scale_updates(scales: Sequence, logical_axes) -> optax.GradientTransformatio
       return update if factor == 1.0 else factor * update
     if axes[0] != ax.LAYERS or len(factor) != update.shape[0]:
       stacked = f'is stacked {update.shape[0]} times' if axes[0] == ax.LAYERS else 'is not stacked over layers'
-      raise ValueError(f'optimizer.learning_rate_scale gives {name} {len(factor)} factors, but it {stacked}; give '
-                       'one number, or one for each repeat')
+      raise ValueError(
+        f'optimizer.learning_rate_scale gives {name} {len(factor)} factors, but it {stacked}; give '
+        'one number, or one for each repeat'
+      )
     return jax.numpy.asarray(factor, update.dtype).reshape(-1, *[1] * (update.ndim - 1)) * update
 
   def apply(updates):
@@ -63,7 +64,8 @@ def scale_updates(scales: Sequence, logical_axes) -> optax.GradientTransformatio
 def _names(tree, is_leaf=None):
   """The tree with its path at each leaf."""
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: jax.tree_util.keystr(path, simple=True, separator='/'), tree, is_leaf=is_leaf)
+    lambda path, _: jax.tree_util.keystr(path, simple=True, separator='/'), tree, is_leaf=is_leaf
+  )
 
 
 def _is_axes(node) -> bool:

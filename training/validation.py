@@ -41,16 +41,22 @@ def _check_batch(config, shards: int) -> None:
   length, tokens = config.data.sequence_length, config.data.batch_tokens
   accumulation_steps = config.optimizer.accumulation_steps
   if tokens % length:
-    raise ValueError(f'data.batch_tokens={tokens} must be a multiple of data.sequence_length={length}; for example '
-                     f'--config.data.batch_tokens={max(round(tokens / length), 1) * length}')
+    raise ValueError(
+      f'data.batch_tokens={tokens} must be a multiple of data.sequence_length={length}; for example '
+      f'--config.data.batch_tokens={max(round(tokens / length), 1) * length}'
+    )
   rows, parts = tokens // length, accumulation_steps * shards
   if rows % parts:
-    raise ValueError(f'data.batch_tokens={tokens} is {rows} rows of data.sequence_length={length}, which do not divide '
-                     f'into optimizer.accumulation_steps={accumulation_steps} times {shards} shards of the mesh; for '
-                     f'example --config.data.batch_tokens={-(-rows // parts) * parts * length}')
+    raise ValueError(
+      f'data.batch_tokens={tokens} is {rows} rows of data.sequence_length={length}, which do not divide '
+      f'into optimizer.accumulation_steps={accumulation_steps} times {shards} shards of the mesh; for '
+      f'example --config.data.batch_tokens={-(-rows // parts) * parts * length}'
+    )
   if config.model.positions == 'learned' and 0 < config.model.max_length < length:
-    raise ValueError(f'model.max_length={config.model.max_length} positions are learned but data.sequence_length='
-                     f'{length}; set model.max_length=0 for as many')
+    raise ValueError(
+      f'model.max_length={config.model.max_length} positions are learned but data.sequence_length='
+      f'{length}; set model.max_length=0 for as many'
+    )
 
 
 def _check_schedule(config) -> None:
@@ -61,8 +67,13 @@ def _check_schedule(config) -> None:
   batch = {'batch_tokens': config.data.batch_tokens, 'sequence_length': config.data.sequence_length}
   run_steps = durations.steps(config.train.steps, **batch)
   warmup_steps, decay_steps = [durations.steps(duration, run_steps=run_steps, **batch) for duration in chosen[1:]]
-  schedules.build(config.optimizer, config.optimizer.learning_rate, run_steps=run_steps, warmup_steps=warmup_steps,
-                  decay_steps=decay_steps)
+  schedules.build(
+    config.optimizer,
+    config.optimizer.learning_rate,
+    run_steps=run_steps,
+    warmup_steps=warmup_steps,
+    decay_steps=decay_steps,
+  )
 
 
 def _check_layout(config, mesh) -> None:
@@ -79,4 +90,5 @@ def _check_layout(config, mesh) -> None:
   task = objectives.make_task(objectives.create(config.objective), created)
   task = trainable.freeze(task, config.optimizer.frozen)
   trainable.scale_updates(config.optimizer.learning_rate_scale, task.trained(task.logical_axes)).init(
-    task.trained(params))
+    task.trained(params)
+  )

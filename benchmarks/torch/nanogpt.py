@@ -26,7 +26,6 @@ class Shape:
 
 
 class Block(nn.Module):
-
   def __init__(self, shape):
     super().__init__()
     width = shape.embed_dim
@@ -50,7 +49,6 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-
   def __init__(self, shape):
     super().__init__()
     self.tokens = nn.Embedding(shape.vocab_size, shape.embed_dim)
@@ -63,7 +61,7 @@ class GPT(nn.Module):
         nn.init.normal_(parameter, std=0.02 / (2 * shape.num_layers) ** 0.5 if residual else 0.02)
 
   def forward(self, inputs, targets):
-    x = self.tokens(inputs) + self.positions.weight[:inputs.shape[1]]
+    x = self.tokens(inputs) + self.positions.weight[: inputs.shape[1]]
     for block in self.blocks:
       x = block(x)
     logits = functional.linear(self.final_norm(x), self.tokens.weight)
@@ -77,14 +75,15 @@ class Trainer:
     dtype, execution = mode.split('-')
     torch.manual_seed(1337)
     model = GPT(shape)
-    groups = [{'params': [p for p in model.parameters() if p.dim() == 2], 'weight_decay': 0.1},
-              {'params': [p for p in model.parameters() if p.dim() == 1], 'weight_decay': 0.0}]
+    groups = [
+      {'params': [p for p in model.parameters() if p.dim() == 2], 'weight_decay': 0.1},
+      {'params': [p for p in model.parameters() if p.dim() == 1], 'weight_decay': 0.0},
+    ]
     self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, beta2), fused=True)
     self.parameters = list(model.parameters())
     self.num_parameters = sum(p.numel() for p in self.parameters)
     self.model = torch.compile(model) if execution == 'compile' else model
-    self.autocast = (torch.autocast('cpu', dtype=torch.bfloat16) if dtype == 'bfloat16'
-                     else contextlib.nullcontext())
+    self.autocast = torch.autocast('cpu', dtype=torch.bfloat16) if dtype == 'bfloat16' else contextlib.nullcontext()
 
   def loss(self, inputs, targets):
     with self.autocast:
@@ -105,5 +104,7 @@ class Trainer:
 def random_rows(data, shape, generator):
   """A batch of windows at random places of a 1-D array of token ids, and the same one token later."""
   starts = torch.randint(len(data) - shape.sequence_length, (shape.rows,), generator=generator)
-  return (torch.stack([data[i:i + shape.sequence_length] for i in starts]),
-          torch.stack([data[i + 1:i + 1 + shape.sequence_length] for i in starts]))
+  return (
+    torch.stack([data[i : i + shape.sequence_length] for i in starts]),
+    torch.stack([data[i + 1 : i + 1 + shape.sequence_length] for i in starts]),
+  )

@@ -28,7 +28,7 @@ def learning_rate(step):
 def mean_loss(trainer, data, shape):
   """Over all of `data`, in windows one after the other."""
   length = shape.sequence_length
-  windows = data[:(len(data) - 1) // length * length + 1]
+  windows = data[: (len(data) - 1) // length * length + 1]
   inputs, targets = windows[:-1].view(-1, length), windows[1:].view(-1, length)
   batches = zip(inputs.split(shape.rows), targets.split(shape.rows), strict=True)
   return sum(trainer.loss(x, y).item() * len(x) for x, y in batches) / len(inputs)
@@ -45,8 +45,16 @@ def main():
   for step in range(STEPS):
     loss = trainer.step(*nanogpt.random_rows(train, shape, generator), learning_rate(step))
   training_seconds = time.perf_counter() - start
-  print(json.dumps({'parameters': trainer.num_parameters, 'training_seconds': training_seconds,
-                    'final_loss': loss.item(), 'validation_loss': mean_loss(trainer, validation, shape)}))
+  print(
+    json.dumps(
+      {
+        'parameters': trainer.num_parameters,
+        'training_seconds': training_seconds,
+        'final_loss': loss.item(),
+        'validation_loss': mean_loss(trainer, validation, shape),
+      }
+    )
+  )
 
 
 if __name__ == '__main__':

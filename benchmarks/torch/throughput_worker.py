@@ -30,8 +30,17 @@ def main():
   data = torch.randint(shape.vocab_size, (1_000_000,), generator=generator)
   for _ in range(3):
     loss = trainer.step(*nanogpt.random_rows(data, shape, generator))
-  print(json.dumps({'parameters': trainer.num_parameters, 'loss': loss.item(), 'torch': torch.__version__,
-                    'threads': torch.get_num_threads()}), flush=True)
+  print(
+    json.dumps(
+      {
+        'parameters': trainer.num_parameters,
+        'loss': loss.item(),
+        'torch': torch.__version__,
+        'threads': torch.get_num_threads(),
+      }
+    ),
+    flush=True,
+  )
   for line in sys.stdin:
     request = json.loads(line)
     if 'gemm' in request:

@@ -52,5 +52,5 @@ def train(texts: Iterable[str], vocab_size: int, normalization: str) -> Characte
   for text in texts:
     counts.update(text)
   ordered = sorted(counts, key=lambda character: (-counts[character], character))
-  kept = sorted(ordered[:max(0, vocab_size - 2)])
+  kept = sorted(ordered[: max(0, vocab_size - 2)])
   return CharactersTokenizer(normalization, json.dumps(kept).encode())

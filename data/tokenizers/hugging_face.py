@@ -74,12 +74,15 @@ def train_byte_bpe(texts: Iterable[str], vocab_size: int, normalization: str) ->
   tokenizer = tokenizers.Tokenizer(models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
-  tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-    vocab_size=vocab_size,
-    special_tokens=[_BYTE_LEVEL_EOS],
-    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    show_progress=False,
-  ))
+  tokenizer.train_from_iterator(
+    texts,
+    trainers.BpeTrainer(
+      vocab_size=vocab_size,
+      special_tokens=[_BYTE_LEVEL_EOS],
+      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+      show_progress=False,
+    ),
+  )
   return HuggingFaceTokenizer(normalization, tokenizer.to_str().encode())
 
 
@@ -94,8 +97,10 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, normalization: str) -
   # Pieces passed as special tokens are numbered in our order, and so every run makes the same merges.
   initial = sorted(_trained_vocabulary(texts, 0, _WORDPIECE_SPECIAL).keys() - set(_WORDPIECE_SPECIAL))
   if len(initial) + len(_WORDPIECE_SPECIAL) > vocab_size:
-    raise ValueError(f'data.vocab_size is {vocab_size}; wordpiece needs at least '
-                     f'{len(initial) + len(_WORDPIECE_SPECIAL)} for the characters of this corpus')
+    raise ValueError(
+      f'data.vocab_size is {vocab_size}; wordpiece needs at least '
+      f'{len(initial) + len(_WORDPIECE_SPECIAL)} for the characters of this corpus'
+    )
   vocabulary = _trained_vocabulary(texts, vocab_size, _WORDPIECE_SPECIAL + initial)
   tokenizer = _wordpiece(models.WordPiece(vocab=vocabulary, unk_token=_WORDPIECE_SPECIAL[0]))
   tokenizer.add_special_tokens(_WORDPIECE_SPECIAL)
@@ -113,9 +118,15 @@ def _without_rare_characters(texts):
 
 def _trained_vocabulary(texts, vocab_size, special_tokens):
   tokenizer = _wordpiece(models.WordPiece(unk_token=_WORDPIECE_SPECIAL[0]))
-  tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(
-    vocab_size=vocab_size, special_tokens=special_tokens, limit_alphabet=2 * _WORDPIECE_CHARACTERS, show_progress=False,
-  ))
+  tokenizer.train_from_iterator(
+    texts,
+    trainers.WordPieceTrainer(
+      vocab_size=vocab_size,
+      special_tokens=special_tokens,
+      limit_alphabet=2 * _WORDPIECE_CHARACTERS,
+      show_progress=False,
+    ),
+  )
   return tokenizer.get_vocab()
 
 

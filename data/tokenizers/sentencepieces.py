@@ -63,6 +63,7 @@ class SentencePieceTokenizer(base.BaseTokenizer):
   @functools.cached_property
   def _lossless(self):
     from sentencepiece import sentencepiece_model_pb2  # 0.1 s
+
     normalizer = sentencepiece_model_pb2.ModelProto.FromString(self.model).normalizer_spec
     changes = normalizer.precompiled_charsmap or normalizer.add_dummy_prefix or normalizer.remove_extra_whitespaces
     return len(self._byte_ids) == 256 and not changes

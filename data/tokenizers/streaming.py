@@ -27,14 +27,14 @@ class StreamDecoder:
     before, after = self._texts()
     if len(after) <= len(before) or after.endswith(base.REPLACEMENT):
       return ''
-    self._ids, self._shown = self._ids[self._shown:], len(self._ids) - self._shown
-    return after[len(before):]
+    self._ids, self._shown = self._ids[self._shown :], len(self._ids) - self._shown
+    return after[len(before) :]
 
   def finish(self) -> str:
     """Returns what is held back: characters that were begun and never ended."""
     before, after = self._texts()
     self._shown = len(self._ids)
-    return after[len(before):]
+    return after[len(before) :]
 
   def _texts(self):
-    return self._tokenizer.decode(self._ids[:self._shown]), self._tokenizer.decode(self._ids)
+    return self._tokenizer.decode(self._ids[: self._shown]), self._tokenizer.decode(self._ids)

@@ -86,8 +86,14 @@ def load_file(path: str, normalization: str) -> base.Tokenizer:
 
 def _key(data_config, documents):
   """Hash of everything that training depends on."""
-  settings = (_RECIPE, data_config.tokenizer, data_config.vocab_size, data_config.normalization,
-              sentencepiece.__version__, tokenizers.__version__)
+  settings = (
+    _RECIPE,
+    data_config.tokenizer,
+    data_config.vocab_size,
+    data_config.normalization,
+    sentencepiece.__version__,
+    tokenizers.__version__,
+  )
   digest = hashlib.sha256(repr(settings).encode())
   for document in documents:
     data = document.text.encode()

@@ -59,4 +59,4 @@ def train(texts: Iterable[str], vocab_size: int, normalization: str) -> WordsTok
   for text in texts:
     counts.update(_WORDS.findall(text))
   ordered = sorted(counts, key=lambda word: (-counts[word], word))
-  return WordsTokenizer(normalization, json.dumps(ordered[:max(0, vocab_size - 2)]).encode())
+  return WordsTokenizer(normalization, json.dumps(ordered[: max(0, vocab_size - 2)]).encode())

@@ -73,9 +73,8 @@ def _forward(q, k, v, spec, interpret):
   q = _pad(q, tile, call)
   k, v = (_pad(x, tuning.k_size, call) for x in (k, v))
   # The barrier keeps XLA from fusing slices of a stacked result into a second call of the kernel.
-  out, lse = jax.lax.optimization_barrier(forward_kernel.forward(
-    q, k, v, arrays, jnp.asarray(ranges), call, tuning))
-  return vary_alike((out[:, :shapes.q_len], jnp.swapaxes(lse[:, :, :shapes.q_len], 1, 2)), q)
+  out, lse = jax.lax.optimization_barrier(forward_kernel.forward(q, k, v, arrays, jnp.asarray(ranges), call, tuning))
+  return vary_alike((out[:, : shapes.q_len], jnp.swapaxes(lse[:, :, : shapes.q_len], 1, 2)), q)
 
 
 def _backward(q, k, v, spec, out, lse, d_out, d_lse, interpret):
@@ -106,8 +105,9 @@ def _d_queries(q, k, v, d_out, rows, spec, call):
   q, d_out = (_pad(x, tile, call) for x in (q, d_out))
   k, v = (_pad(x, tuning.k_size, call) for x in (k, v))
   d_q, *d_slopes = queries_kernel.gradient(
-    q, k, v, d_out, _pad_rows(rows, tile), arrays, jnp.asarray(ranges), call, tuning)
-  return d_q[:, :shapes.q_len], jnp.sum(d_slopes[0][..., :shapes.q_len], axis=(0, 2)) if d_slopes else None
+    q, k, v, d_out, _pad_rows(rows, tile), arrays, jnp.asarray(ranges), call, tuning
+  )
+  return d_q[:, : shapes.q_len], jnp.sum(d_slopes[0][..., : shapes.q_len], axis=(0, 2)) if d_slopes else None
 
 
 def _d_keys(q, k, v, d_out, rows, spec, call):
@@ -119,10 +119,9 @@ def _d_keys(q, k, v, d_out, rows, spec, call):
     arrays['bias'] = jnp.swapaxes(arrays['bias'], 2, 3)
   q, d_out = (_pad(x, ROWS, call) for x in (q, d_out))
   k, v = (_pad(x, tuning.k_size, call) for x in (k, v))
-  d_k, d_v, d_q = keys_kernel.gradient(
-    q, k, v, d_out, _pad_rows(rows, ROWS), arrays, jnp.asarray(ranges), call, tuning)
-  d_q = d_q if d_q is None else d_q[:, :shapes.q_len].astype(q.dtype)
-  return d_k[:, :shapes.kv_len], d_v[:, :shapes.kv_len], d_q
+  d_k, d_v, d_q = keys_kernel.gradient(q, k, v, d_out, _pad_rows(rows, ROWS), arrays, jnp.asarray(ranges), call, tuning)
+  d_q = d_q if d_q is None else d_q[:, : shapes.q_len].astype(q.dtype)
+  return d_k[:, : shapes.kv_len], d_v[:, : shapes.kv_len], d_q
 
 
 def _d_bias(q, k, v, d_out, rows, spec, call):
@@ -134,7 +133,7 @@ def _d_bias(q, k, v, d_out, rows, spec, call):
   d_bias = bias_kernel.gradient(q, k, v, d_out, _pad_rows(rows, q_size), arrays, visible, call)
   length = spec.bias.shape[2]
   d_bias = jnp.sum(d_bias, axis=2, keepdims=True) if length == 1 else d_bias[:, :, :length]
-  return d_bias[..., :call.shapes.kv_len]
+  return d_bias[..., : call.shapes.kv_len]
 
 
 def _pad_rows(rows, size):

@@ -33,8 +33,11 @@ def gradient(q, k, v, d_out, rows: dict, arrays: dict, visible, call: Call):
   batch, heads, length, keys = arrays['bias'].shape
   q_tiles = 1 if length == 1 else visible.shape[0]
   return call.kernel(
-    'attention_d_bias', functools.partial(_kernel, call=call, q_tiles=visible.shape[0]), num_threads=_WARPGROUPS + 1,
-    grid=(visible.shape[1], q_tiles, batch * heads), grid_names=('k_tile', 'q_tile', 'plane'),
+    'attention_d_bias',
+    functools.partial(_kernel, call=call, q_tiles=visible.shape[0]),
+    num_threads=_WARPGROUPS + 1,
+    grid=(visible.shape[1], q_tiles, batch * heads),
+    grid_names=('k_tile', 'q_tile', 'plane'),
     scratch_types=_scratch(arrays, call, q.dtype),
     out_type=jax.ShapeDtypeStruct((batch, heads, q_tiles * Q_SIZE, keys), jnp.float32),
   )(q, k, v, d_out, rows, arrays, visible)
@@ -46,10 +49,16 @@ def _scratch(arrays, call, dtype):
   row = plgpu.SMEM((stages, _WARPGROUPS, ROWS), jnp.float32)
   tile = plgpu.SMEM((_WARPGROUPS, ROWS, K_SIZE), jnp.float32, transforms=transforms(K_SIZE, jnp.float32))
   scratch = {
-    'q': block(stages, _WARPGROUPS), 'd_out': block(stages, _WARPGROUPS), 'k': block(stages), 'v': block(stages),
-    'lse': row, 'd_row': row, 'd_bias': tile,
+    'q': block(stages, _WARPGROUPS),
+    'd_out': block(stages, _WARPGROUPS),
+    'k': block(stages),
+    'v': block(stages),
+    'lse': row,
+    'd_row': row,
+    'd_bias': tile,
     'loaded': plgpu.Barrier(num_arrivals=2 + (4 + bool(tokens)) * _WARPGROUPS + bool(tokens), num_barriers=stages),
-    'freed': plgpu.Barrier(num_arrivals=_WARPGROUPS, num_barriers=stages), 'bias_loaded': plgpu.Barrier(),
+    'freed': plgpu.Barrier(num_arrivals=_WARPGROUPS, num_barriers=stages),
+    'bias_loaded': plgpu.Barrier(),
   }
   if tokens:
     scratch['q_tokens'] = plgpu.SMEM((stages, _WARPGROUPS, tokens, ROWS), jnp.int32)
@@ -132,10 +141,17 @@ def _accumulate(arrays, smem, call, count, warpgroup, k_start, place):
   def step(n, total):
     slot, (batch, head, q_start) = lax.rem(n, stages), place(n)
     tile = Tile(
-      call, shape, 0, batch, head, q_start + warpgroup * ROWS, k_start,
+      call,
+      shape,
+      0,
+      batch,
+      head,
+      q_start + warpgroup * ROWS,
+      k_start,
       q_tokens=smem.q_tokens.at[slot, warpgroup] if call.tokens else None,
       k_tokens=smem.kv_tokens.at[slot] if call.tokens else None,
-      bias=smem.bias if len(smem.bias.shape) == 1 else smem.bias.at[warpgroup], **scalars(arrays, head),
+      bias=smem.bias if len(smem.bias.shape) == 1 else smem.bias.at[warpgroup],
+      **scalars(arrays, head),
     )
     plgpu.barrier_wait(smem.loaded.at[slot])
 

@@ -20,8 +20,11 @@ _SHORTEST_PART = 256  # keys
 def serves(spec: AttentionSpec, q_len: int) -> bool:
   """Whether the queries are few, and the spec says the same of all heads and, of indices, no more than orders can."""
   alike = spec.bias is None and spec.alibi_slopes is None and not spec.dropout_rate
-  return q_len <= _LONGEST and alike and (not spec.causal if spec.q_order is not None else (
-    spec.causal or spec.window is None))
+  return (
+    q_len <= _LONGEST
+    and alike
+    and (not spec.causal if spec.q_order is not None else (spec.causal or spec.window is None))
+  )
 
 
 def attend(core, q, k, v, spec: AttentionSpec):

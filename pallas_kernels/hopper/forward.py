@@ -46,9 +46,11 @@ def forward(q, k, v, arrays: dict, ranges, call: Call, tuning: Forward):
   """
   shapes, q_tiles = call.shapes, ranges.shape[1]
   return call.kernel(
-    'attention_forward', functools.partial(_kernel, call=call, tuning=tuning, q_tiles=q_tiles),
+    'attention_forward',
+    functools.partial(_kernel, call=call, tuning=tuning, q_tiles=q_tiles),
     num_threads=tuning.warpgroups + 1,
-    grid=(shapes.heads, q_tiles, shapes.batch), grid_names=('head', 'tile', 'batch'),
+    grid=(shapes.heads, q_tiles, shapes.batch),
+    grid_names=('head', 'tile', 'batch'),
     scratch_types=_scratch(arrays, call, tuning, q.dtype),
     out_type=[
       jax.ShapeDtypeStruct(q.shape, q.dtype),
@@ -63,9 +65,14 @@ def _scratch(arrays, call, tuning, dtype):
   block = plgpu.SMEM((stages, k_size, head_dim), dtype, transforms=rows)
   freed = plgpu.Barrier(num_arrivals=groups, num_barriers=stages)
   scratch = {
-    'q': plgpu.SMEM((groups, ROWS, head_dim), dtype, transforms=rows), 'k': block, 'v': block,
-    'lse': plgpu.SMEM((groups, ROWS), jnp.float32), 'k_freed': freed, 'v_freed': freed,
-    'turn': plgpu.Barrier(num_barriers=groups), 'v_loaded': plgpu.Barrier(num_barriers=stages),
+    'q': plgpu.SMEM((groups, ROWS, head_dim), dtype, transforms=rows),
+    'k': block,
+    'v': block,
+    'lse': plgpu.SMEM((groups, ROWS), jnp.float32),
+    'k_freed': freed,
+    'v_freed': freed,
+    'turn': plgpu.Barrier(num_barriers=groups),
+    'v_loaded': plgpu.Barrier(num_barriers=stages),
   }
   more, copies = scratch_of_keys(arrays, call, stages, groups, k_size)
   scratch['q_loaded'] = plgpu.Barrier(num_arrivals=1 + bool(call.tokens), num_barriers=groups)
@@ -94,7 +101,8 @@ def _kernel(q_ref, k_ref, v_ref, arrays, ranges, out_ref, lse_ref, *, call, tuni
     plgpu.copy_gmem_to_smem(q_ref.at[batch, rows, head], my_q, smem.q_loaded.at[warpgroup])
     if call.tokens:
       plgpu.copy_gmem_to_smem(
-        arrays['q_tokens'].at[:, batch, rows], smem.q_tokens.at[warpgroup], smem.q_loaded.at[warpgroup])
+        arrays['q_tokens'].at[:, batch, rows], smem.q_tokens.at[warpgroup], smem.q_loaded.at[warpgroup]
+      )
     plgpu.barrier_wait(smem.q_loaded.at[warpgroup])
     out, lse = _attend(arrays, smem, call, tuning, batch, head, warpgroup, start, visits)
     my_q[...] = out.astype(my_q.dtype)
@@ -143,7 +151,8 @@ def _attend(arrays, smem, call, tuning, batch, head, warpgroup, q_start, visits)
 
     zeros = jnp.zeros((ROWS, tuning.k_size), jnp.float32)
     (out, _), (maximum, total, shrink, p) = products(
-      body, (out, zeros), (maximum, total, total, zeros), simulated=call.simulated)
+      body, (out, zeros), (maximum, total, total, zeros), simulated=call.simulated
+    )
     plgpu.barrier_arrive(smem.v_freed.at[before])
     # The registers of the last P are read until here: only now may the next take their place.
     out, p = lax.optimization_barrier((out, p))

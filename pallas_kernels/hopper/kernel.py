@@ -59,7 +59,6 @@ class _Accumulator:
 
 
 class _SimulatedAccumulator:
-
   def __init__(self, value):
     self.sum = value
 
@@ -101,6 +100,7 @@ def products(body, sums, results=(), *, simulated: bool):
 
 def add_product(total, a, b, *, transpose_b: bool = False, simulated: bool):
   """Returns total + a @ b."""
+
   def body(total):
     total.add(a, b, transpose_b=transpose_b)
     return ()
@@ -164,14 +164,21 @@ class Call:
     if onto is None:
       interpret = {'interpret': self.interpret} if self.simulated else {}
       return plgpu.kernel(
-        body, thread_name='warpgroup', compiler_params=compiler, scratch_types=scratch_types, out_type=out_type,
-        **interpret, **mesh)
+        body,
+        thread_name='warpgroup',
+        compiler_params=compiler,
+        scratch_types=scratch_types,
+        out_type=out_type,
+        **interpret,
+        **mesh,
+      )
 
     def in_scratch(*refs):
       pl.run_scoped(functools.partial(body, *refs), collective_axes='warpgroup', **scratch_types)
 
     on_refs = pl.kernel(
-      in_scratch, mesh=plgpu.Mesh(thread_name='warpgroup', **mesh), compiler_params=compiler, name=name)
+      in_scratch, mesh=plgpu.Mesh(thread_name='warpgroup', **mesh), compiler_params=compiler, name=name
+    )
 
     # plgpu.kernel takes refs too, but not in jax 0.10.
     @jax.custom_batching.sequential_vmap

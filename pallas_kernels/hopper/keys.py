@@ -40,8 +40,12 @@ def gradient(q, k, v, d_out, rows: dict, arrays: dict, ranges, call: Call, tunin
   """
   shapes, k_tiles = call.shapes, ranges.shape[1]
   kernel = functools.partial(
-    call.kernel, body=functools.partial(_kernel, call=call, tuning=tuning), barriers=False,
-    num_threads=_WARPGROUPS + 1, grid=(shapes.kv_heads, k_tiles, shapes.batch), grid_names=('head', 'tile', 'batch'),
+    call.kernel,
+    body=functools.partial(_kernel, call=call, tuning=tuning),
+    barriers=False,
+    num_threads=_WARPGROUPS + 1,
+    grid=(shapes.kv_heads, k_tiles, shapes.batch),
+    grid_names=('head', 'tile', 'batch'),
     scratch_types=_scratch(arrays, call, tuning, q.dtype),
   )
   operands, out = (q, k, v, d_out, rows, arrays, ranges), [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)]
@@ -71,9 +75,15 @@ def _scratch(arrays, call, tuning, dtype):
   block = lambda number: plgpu.SMEM((number, ROWS, head_dim), dtype, transforms=transforms(head_dim, dtype))
   barriers = lambda arrivals, number=stages: plgpu.Barrier(num_arrivals=arrivals, num_barriers=number)
   scratch = {
-    'k': block(owners), 'v': block(owners), 'q': block(stages), 'd_out': block(stages),
-    'lse': vector(stages), 'd_row': vector(stages), 'k_loaded': barriers(2 * owners + bool(tokens), 1),
-    'ended': barriers(_WARPGROUPS, 1), 'freed': barriers(_WARPGROUPS),
+    'k': block(owners),
+    'v': block(owners),
+    'q': block(stages),
+    'd_out': block(stages),
+    'lse': vector(stages),
+    'd_row': vector(stages),
+    'k_loaded': barriers(2 * owners + bool(tokens), 1),
+    'ended': barriers(_WARPGROUPS, 1),
+    'freed': barriers(_WARPGROUPS),
   }
   copies = 4 + bool(tokens)
   if tokens:
@@ -81,20 +91,26 @@ def _scratch(arrays, call, tuning, dtype):
     scratch['q_tokens'] = plgpu.SMEM((stages, tokens, ROWS), jnp.int32)
   if 'bias' in arrays:
     whole, tile = arrays['bias'].shape[2] > 1, transforms(ROWS, jnp.float32)
-    scratch['bias'] = (plgpu.SMEM((stages, owners, ROWS, ROWS), jnp.float32, transforms=tile) if whole
-                       else plgpu.SMEM((stages, owners, ROWS), jnp.float32))
+    scratch['bias'] = (
+      plgpu.SMEM((stages, owners, ROWS, ROWS), jnp.float32, transforms=tile)
+      if whole
+      else plgpu.SMEM((stages, owners, ROWS), jnp.float32)
+    )
     copies += owners
   if tuning.fused:
     scratch |= {
       'd_scores': plgpu.SMEM((2, owners, ROWS, ROWS), dtype, transforms=transforms(head_dim, dtype)),
       'd_q': plgpu.SMEM((ROWS, head_dim), jnp.float32, transforms=transforms(head_dim, jnp.float32)),
-      'scored': barriers(_WARPGROUPS, 2), 'multiplied': barriers(1, 2), 'copied': barriers(1, 2),
+      'scored': barriers(_WARPGROUPS, 2),
+      'multiplied': barriers(1, 2),
+      'copied': barriers(1, 2),
     }
   return scratch | {'loaded': barriers(copies)}
 
 
 def _kernel(
-    q_ref, k_ref, v_ref, d_out_ref, rows, arrays, ranges, d_k_ref, d_v_ref, d_q_ref=None, *, call, tuning, **scratch):
+  q_ref, k_ref, v_ref, d_out_ref, rows, arrays, ranges, d_k_ref, d_v_ref, d_q_ref=None, *, call, tuning, **scratch
+):
   smem = types.SimpleNamespace(**scratch)
   head, batch, tile, warpgroup = (lax.axis_index(name) for name in ('head', 'batch', 'tile', 'warpgroup'))
   visits, k_start = Visits(ranges, batch, tile), tile * tuning.k_size
@@ -182,10 +198,17 @@ def _accumulate(arrays, smem, call, tuning, batch, kv_head, k_start, visits, own
     head, slot, mine = kv_head * groups + group, carry['slot'], owner + visits.zero
     place = group * visits.count + n
     tile = Tile(
-      call, shape, 1, batch, head, visits.block(n, masked) * ROWS, k_start + mine * ROWS,
+      call,
+      shape,
+      1,
+      batch,
+      head,
+      visits.block(n, masked) * ROWS,
+      k_start + mine * ROWS,
       q_tokens=smem.q_tokens.at[slot] if call.tokens else None,
       k_tokens=smem.kv_tokens.at[:, pl.ds(mine * ROWS, ROWS)] if call.tokens else None,
-      bias=smem.bias.at[slot, mine] if 'bias' in arrays else None, **scalars(arrays, head),
+      bias=smem.bias.at[slot, mine] if 'bias' in arrays else None,
+      **scalars(arrays, head),
     )
     plgpu.barrier_wait(smem.loaded.at[slot])
 
@@ -282,10 +305,12 @@ class _QueryGradients:
       smem.d_q[...] = d_q * self._call.spec.scale
       plgpu.commit_smem()
       plgpu.copy_smem_to_gmem(
-        smem.d_q, self._d_q.at[head, pl.ds(q_start, ROWS)], reduction_op=None if self._call.simulated else 'add')
+        smem.d_q, self._d_q.at[head, pl.ds(q_start, ROWS)], reduction_op=None if self._call.simulated else 'add'
+      )
 
   def hand_over(self, place):
     """Lets the other warpgroup write its sum once that of the block before `place`, if it was this one's, is copied."""
+
     @pl.when((place > 0) & (lax.rem(place, 2) != self._warpgroup))
     def _():
       plgpu.wait_smem_to_gmem(0, wait_read_only=True)

@@ -46,10 +46,13 @@ def gradient(q, k, v, d_out, rows: dict, arrays: dict, ranges, call: Call, tunin
   if 'alibi_slopes' in arrays:
     out.append(jax.ShapeDtypeStruct(rows['lse'].shape, jnp.float32))
   return call.kernel(
-    'attention_d_queries', functools.partial(_kernel, call=call, tuning=tuning, q_tiles=q_tiles),
+    'attention_d_queries',
+    functools.partial(_kernel, call=call, tuning=tuning, q_tiles=q_tiles),
     num_threads=tuning.warpgroups + 1,
-    grid=(shapes.heads, q_tiles, shapes.batch), grid_names=('head', 'tile', 'batch'),
-    scratch_types=_scratch(arrays, call, tuning, q.dtype), out_type=out,
+    grid=(shapes.heads, q_tiles, shapes.batch),
+    grid_names=('head', 'tile', 'batch'),
+    scratch_types=_scratch(arrays, call, tuning, q.dtype),
+    out_type=out,
   )(q, k, v, d_out, rows, arrays, ranges)
 
 
@@ -60,11 +63,17 @@ def _scratch(arrays, call, tuning, dtype):
   barriers = lambda copies, number: plgpu.Barrier(num_arrivals=copies, num_barriers=number)
   scratch, copies = scratch_of_keys(arrays, call, tuning.stages, groups, k_size)
   return scratch | {
-    'q': mine, 'd_out': mine, 'lse': row, 'd_row': row, 'q_loaded': barriers(4 + bool(call.tokens), groups),
+    'q': mine,
+    'd_out': mine,
+    'lse': row,
+    'd_row': row,
+    'q_loaded': barriers(4 + bool(call.tokens), groups),
     'k': plgpu.SMEM((tuning.stages, k_size, head_dim), dtype, transforms=tile),
     'v': plgpu.SMEM((tuning.v_stages, k_size, head_dim), dtype, transforms=tile),
-    'k_loaded': barriers(1 + copies, tuning.stages), 'k_freed': barriers(groups, tuning.stages),
-    'v_loaded': barriers(1, tuning.v_stages), 'v_freed': barriers(groups, tuning.v_stages),
+    'k_loaded': barriers(1 + copies, tuning.stages),
+    'k_freed': barriers(groups, tuning.stages),
+    'v_loaded': barriers(1, tuning.v_stages),
+    'v_freed': barriers(groups, tuning.v_stages),
   }
 
 

@@ -18,10 +18,17 @@ def tile_of_keys(arrays, smem, call, slot, warpgroup, batch, head, q_start, k_st
   """The tile of a warpgroup's queries and a block of keys, with what `load_keys` brought."""
   bias = smem.bias.at[slot] if 'bias' in arrays else None
   return Tile(
-    call, (ROWS, smem.k.shape[1]), 0, batch, head, q_start, k_start,
+    call,
+    (ROWS, smem.k.shape[1]),
+    0,
+    batch,
+    head,
+    q_start,
+    k_start,
     q_tokens=smem.q_tokens.at[warpgroup] if call.tokens else None,
     k_tokens=smem.kv_tokens.at[slot] if call.tokens else None,
-    bias=bias.at[warpgroup] if bias is not None and len(bias.shape) == 3 else bias, **scalars(arrays, head),
+    bias=bias.at[warpgroup] if bias is not None and len(bias.shape) == 3 else bias,
+    **scalars(arrays, head),
   )
 
 

@@ -22,7 +22,8 @@ FORWARD = {  # by head_dim
 FORWARD_RICH = {size: dataclasses.replace(sizes, k_size=64) for size, sizes in FORWARD.items()}
 
 DECODE = {
-  size: dataclasses.replace(sizes, warpgroups=1, stages=3 if size < 192 else 2) for size, sizes in FORWARD.items()}
+  size: dataclasses.replace(sizes, warpgroups=1, stages=3 if size < 192 else 2) for size, sizes in FORWARD.items()
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,8 @@ QUERIES = {
   256: Queries(warpgroups=2, k_size=64, stages=1, v_stages=1),
 }
 QUERIES_RICH = {
-  size: dataclasses.replace(sizes, k_size=64, stages=1 if size > 128 else 2) for size, sizes in QUERIES.items()}
+  size: dataclasses.replace(sizes, k_size=64, stages=1 if size > 128 else 2) for size, sizes in QUERIES.items()
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +68,11 @@ class Keys:
 
 
 KEYS = {
-  64: Keys(k_size=128, stages=2, fused=True, ahead=True), 96: Keys(k_size=128, stages=2, fused=True, ahead=True),
+  64: Keys(k_size=128, stages=2, fused=True, ahead=True),
+  96: Keys(k_size=128, stages=2, fused=True, ahead=True),
   128: Keys(k_size=128, stages=2, fused=True, ahead=True),
-  192: Keys(k_size=64, stages=2), 256: Keys(k_size=64, stages=2),
+  192: Keys(k_size=64, stages=2),
+  256: Keys(k_size=64, stages=2),
 }
 KEYS_RICH = {size: dataclasses.replace(sizes, k_size=64, fused=False, ahead=False) for size, sizes in KEYS.items()}
 

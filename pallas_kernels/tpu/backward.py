@@ -23,8 +23,12 @@ def backward(q, k, v, d_out, lse, d_row, call: Call):
   """
   rows = lambda x, value: call.pad(jnp.swapaxes(x, 1, 2)[:, :, None], q=3, value=value)
   inputs = {
-    'q': call.queries_last(q), 'd_out': call.queries_last(d_out), 'k': call.keys_first(k), 'v': call.keys_first(v),
-    'lse': rows(lse, jnp.inf), 'd_row': rows(d_row, 0),
+    'q': call.queries_last(q),
+    'd_out': call.queries_last(d_out),
+    'k': call.keys_first(k),
+    'v': call.keys_first(v),
+    'lse': rows(lse, jnp.inf),
+    'd_row': rows(d_row, 0),
   }
   d_q, learned = _queries(call, inputs, call.keys_last(k))
   d_k, d_v = _keys(call, inputs)
@@ -40,8 +44,8 @@ def _probabilities(tile):
   p_SxT = jnp.exp(logits_SxT - tile['lse'])
   d_p_SxT = tile.keep(dot(tile['v'], tile['d_out']) * (1 / (1 - spec.dropout_rate)))
   d_logits_SxT = p_SxT * (d_p_SxT - tile['d_row'])
-  d_capped_SxT = d_logits_SxT if spec.softcap is None else (
-    d_logits_SxT * (1 - jnp.square(capped_SxT * (1 / spec.softcap)))
+  d_capped_SxT = (
+    d_logits_SxT if spec.softcap is None else (d_logits_SxT * (1 - jnp.square(capped_SxT * (1 / spec.softcap))))
   )
   return p_SxT, d_logits_SxT, spec.scale * d_capped_SxT
 
@@ -69,7 +73,7 @@ def _queries(call, inputs, k_BxNxDxS):
     outputs['d_slope'] = inputs['lse']
   scratch = {name: (x.shape[2], call.blocks.q) for name, x in outputs.items()}
   results = run(call, walk_queries(call), _start, step, _finish, inputs | {'k_DxS': k_BxNxDxS}, outputs, scratch)
-  d_q = jnp.transpose(results['d_q'][..., :call.shapes.q_len], (0, 3, 1, 2))
+  d_q = jnp.transpose(results['d_q'][..., : call.shapes.q_len], (0, 3, 1, 2))
   if call.spec.alibi_slopes is None:
     return d_q, {}
   return d_q, {'alibi_slopes': jnp.sum(results['d_slope'], axis=(0, 2, 3))}
@@ -90,7 +94,7 @@ def _keys(call, inputs):
   outputs = {'d_k': inputs['k'], 'd_v': inputs['v']}
   scratch = dict.fromkeys(outputs, (call.blocks.k, call.shapes.head_dim))
   results = run(call, walk_keys(call), _start, step, finish, inputs, outputs, scratch)
-  return (jnp.swapaxes(results[name][:, :, :call.shapes.kv_len], 1, 2) for name in ('d_k', 'd_v'))
+  return (jnp.swapaxes(results[name][:, :, : call.shapes.kv_len], 1, 2) for name in ('d_k', 'd_v'))
 
 
 def _bias(call, inputs):
@@ -107,4 +111,4 @@ def _bias(call, inputs):
   outputs = {'d_bias': call.arrays()['bias']}
   scratch = {'d_bias': (call.blocks.k, 1 if shared else call.blocks.q)}
   d_bias = run(call, walk_bias(call), _start, step, finish, inputs, outputs, scratch)['d_bias']
-  return d_bias[:, :, :call.shapes.q_len, :call.shapes.kv_len]
+  return d_bias[:, :, : call.shapes.q_len, : call.shapes.kv_len]

@@ -14,12 +14,19 @@ def forward(q, k, v, call: Call):
   inputs = {'q': call.queries_last(q), 'k': call.keys_first(k), 'v_DxS': call.keys_last(v)}
   batch, heads, head_dim, padded = inputs['q'].shape
   results = run(
-    call, walk_queries(call), _start, _step, _finish, inputs,
-    outputs={'out': jax.ShapeDtypeStruct(inputs['q'].shape, q.dtype),
-             'lse': jax.ShapeDtypeStruct((batch, heads, 1, padded), jnp.float32)},
+    call,
+    walk_queries(call),
+    _start,
+    _step,
+    _finish,
+    inputs,
+    outputs={
+      'out': jax.ShapeDtypeStruct(inputs['q'].shape, q.dtype),
+      'lse': jax.ShapeDtypeStruct((batch, heads, 1, padded), jnp.float32),
+    },
     scratch={'maximum': (1, call.blocks.q), 'total': (1, call.blocks.q), 'out': (head_dim, call.blocks.q)},
   )
-  out, lse = (results[name][..., :call.shapes.q_len] for name in ('out', 'lse'))
+  out, lse = (results[name][..., : call.shapes.q_len] for name in ('out', 'lse'))
   return jnp.transpose(out, (0, 3, 1, 2)), jnp.swapaxes(lse[:, :, 0], 1, 2)
 
 

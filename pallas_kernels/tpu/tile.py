@@ -197,7 +197,7 @@ def run(call: Call, walk: Walk, start, step, finish, inputs: dict, outputs: dict
     steps = [pl.program_id(axis) for axis in range(len(walk.grid))]
     batch, head, i, j, kind = walk.at(steps, table)
     tile = Tile(call, inputs | numbers, batch, head, i * call.blocks.q, j * call.blocks.k, masked=False)
-    inner, sizes = steps[-walk.inner:], walk.grid[-walk.inner:]
+    inner, sizes = steps[-walk.inner :], walk.grid[-walk.inner :]
     pl.when(_all(step == 0 for step in inner))(lambda: start(tile, scratch))
     pl.when(kind == WHOLLY)(lambda: step(tile, scratch))
     pl.when(kind == PARTLY)(lambda: step(dataclasses.replace(tile, masked=True), scratch))
@@ -206,14 +206,15 @@ def run(call: Call, walk: Walk, start, step, finish, inputs: dict, outputs: dict
 
   specs = lambda arrays: {name: _block_spec(call, walk, name, x.shape) for name, x in arrays.items()}
   outer = len(walk.grid) - walk.inner
-  outputs = {
-    name: jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying) for name, x in outputs.items()
-  }
+  outputs = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying) for name, x in outputs.items()}
   return pl.pallas_call(
     kernel,
     out_shape=outputs,
     grid_spec=pltpu.PrefetchScalarGridSpec(
-      num_scalar_prefetch=2, grid=walk.grid, in_specs=[specs(inputs)], out_specs=specs(outputs),
+      num_scalar_prefetch=2,
+      grid=walk.grid,
+      in_specs=[specs(inputs)],
+      out_specs=specs(outputs),
       scratch_shapes=[{name: pltpu.VMEM(shape, jnp.float32) for name, shape in scratch.items()}],
     ),
     compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel',) * outer + ('arbitrary',) * walk.inner),
@@ -235,19 +236,34 @@ def _block_spec(call, walk, name, shape):
     'keys_last': ((None, None, d, k), lambda b, h, i, j: (b, h // call.groups, 0, j)),
     'q_ids': ((None, 1, q), lambda b, h, i, j: (b, 0, i)),
     'kv_ids': ((None, 1, k), lambda b, h, i, j: (b, 0, j)),
-    'bias': ((None, None, min(shape[-2], q), k), lambda b, h, i, j: (
-      *(place if size > 1 else 0 for place, size in zip((b, h, i), shape, strict=False)), j
-    )),
+    'bias': (
+      (None, None, min(shape[-2], q), k),
+      lambda b, h, i, j: (*(place if size > 1 else 0 for place, size in zip((b, h, i), shape, strict=False)), j),
+    ),
   }[_CUTS[name]]
   return pl.BlockSpec(block, lambda *steps: index(*walk.at(steps[:-2], steps[-2])[:4]))
 
 
 _CUTS = {
-  'q': 'queries', 'out': 'queries', 'd_out': 'queries', 'd_q': 'queries',
-  'lse': 'rows', 'd_row': 'rows', 'd_slope': 'rows',
-  'k': 'keys', 'v': 'keys', 'd_k': 'keys', 'd_v': 'keys', 'k_DxS': 'keys_last', 'v_DxS': 'keys_last',
-  'q_segment_ids': 'q_ids', 'q_order': 'q_ids', 'kv_segment_ids': 'kv_ids', 'kv_order': 'kv_ids',
-  'bias': 'bias', 'd_bias': 'bias',
+  'q': 'queries',
+  'out': 'queries',
+  'd_out': 'queries',
+  'd_q': 'queries',
+  'lse': 'rows',
+  'd_row': 'rows',
+  'd_slope': 'rows',
+  'k': 'keys',
+  'v': 'keys',
+  'd_k': 'keys',
+  'd_v': 'keys',
+  'k_DxS': 'keys_last',
+  'v_DxS': 'keys_last',
+  'q_segment_ids': 'q_ids',
+  'q_order': 'q_ids',
+  'kv_segment_ids': 'kv_ids',
+  'kv_order': 'kv_ids',
+  'bias': 'bias',
+  'd_bias': 'bias',
 }
 
 

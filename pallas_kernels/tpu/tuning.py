@@ -65,10 +65,12 @@ def tuning(kind: str, spec: AttentionSpec, shapes: Shapes, dtype) -> Tuning:
   fitting = [key for key in entries if key[0] >= shapes.head_dim and key[1] == dtype.itemsize]
   chosen = entries[min(fitting)] if fitting else CAREFUL
   limit = WITH_BIAS if spec.bias is not None else None
-  return Tuning(*(
-    Blocks(_fit(blocks.q, shapes.q_len, limit), _fit(blocks.k, shapes.kv_len, limit))
-    for blocks in (chosen.forward, chosen.backward)
-  ))
+  return Tuning(
+    *(
+      Blocks(_fit(blocks.q, shapes.q_len, limit), _fit(blocks.k, shapes.kv_len, limit))
+      for blocks in (chosen.forward, chosen.backward)
+    )
+  )
 
 
 def _fit(size, length, limit):

@@ -25,7 +25,7 @@ from benchmarks import (
 from pallas_kernels import AttentionSpec, attention
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-_FAULTY = '''
+_FAULTY = """
 import os, time
 from benchmarks import gpu_worker
 def work(request, say):
@@ -38,12 +38,13 @@ def work(request, say):
       time.sleep(60)
     yield item.upper()
 gpu_worker.serve({'work': work})
-'''
+"""
 
 
 def _dry_run(name, folder):
-  subprocess.run([sys.executable, '-m', f'benchmarks.{name}', '--dry_run', f'--out={folder}'], cwd=ROOT, check=True,
-                 timeout=600)
+  subprocess.run(
+    [sys.executable, '-m', f'benchmarks.{name}', '--dry_run', f'--out={folder}'], cwd=ROOT, check=True, timeout=600
+  )
   assert (folder / f'{name}.md').read_text()
   return json.loads((folder / f'{name}.json').read_text())
 
@@ -127,10 +128,10 @@ def _change_q(factor):
 def test_a_timed_result_must_be_right_in_every_call():
   assert _faults(lambda result, call: result) == []
   assert _faults(lambda result, call: result, 'forward') == []
-  wrong, = _faults(lambda out, call: 1.03 * out, 'forward')
+  (wrong,) = _faults(lambda out, call: 1.03 * out, 'forward')
   assert wrong.startswith('out is 3.') and wrong.endswith('e-02 from float32, at most 1.5e-02')
   assert _faults(lambda out, call: out + jnp.where(call == 1, jnp.nan, 0), 'forward')[0].startswith('out is not finite')
-  moving, = _faults(lambda out, call: out.at[0, 0, 0, 0].add(1e-2) if call == 21 else out, 'forward')
+  (moving,) = _faults(lambda out, call: out.at[0, 0, 0, 0].add(1e-2) if call == 21 else out, 'forward')
   assert 'out moves by' in moving and moving.endswith('at most 0.0e+00')
 
 
@@ -138,15 +139,21 @@ def test_of_timed_results_only_the_gradient_of_q_of_one_kernel_for_all_may_move_
   slightly, more = _change_q(jnp.bfloat16(1 + 2**-7)), _change_q(jnp.bfloat16(1.1))
   assert 'gradient of q moves by' in _faults(slightly, entrant='ours, unfused')[0]
   assert 'gradient of q moves by' in _faults(more)[0]
-  one_number = lambda result, call: result if call < 21 else (
-    result[0], (result[1][0].at[0, 40, 0, 0].multiply(1 + 2**-7), *result[1][1:]))
+  one_number = lambda result, call: (
+    result if call < 21 else (result[0], (result[1][0].at[0, 40, 0, 0].multiply(1 + 2**-7), *result[1][1:]))
+  )
   assert _faults(one_number) == [] and _faults(one_number, entrant='ours, unfused')
 
 
 def test_a_wrong_result_is_shown_as_a_word_with_its_reason():
   record = {'ours': {'forward': {'wrong': ['out is far']}, 'backward': {'tflops': 5.0}}}
-  results = {'numerics': {}, 'matmul_tflops': None, 'deaths': [], 'not_measured': [], 'cells': {
-    'cell': {'name': 'cell', **dataclasses.asdict(_CELL), 'contestants': record}}}
+  results = {
+    'numerics': {},
+    'matmul_tflops': None,
+    'deaths': [],
+    'not_measured': [],
+    'cells': {'cell': {'name': 'cell', **dataclasses.asdict(_CELL), 'contestants': record}},
+  }
   table = attention_gpu_report.table(results, ['ours', 'cudnn'])
   assert '| cell | forward | wrong |  |' in table and 'ours, forward: wrong: out is far (cell)' in table
 
@@ -185,15 +192,20 @@ def test_ptxas_says_what_spills(tmp_path):
   (tmp_path / 'kernel_0.ptxas').write_text(
     'ptxas info    : (C7512) Potential Performance Loss: wgmma is serialized\n'
     'ptxas warning : Registers are spilled to local memory, 692 bytes spill stores, 736 bytes spill loads\n'
-    'ptxas info    : Used 168 registers, 1 barriers\n')
-  report, = gpu.ptxas_reports(tmp_path)
-  assert report == {'kernel': 'kernel', 'registers': 168, 'spill_bytes': 692,
-                    'warnings': ['C7512 Potential Performance Loss: wgmma is serialized']}
+    'ptxas info    : Used 168 registers, 1 barriers\n'
+  )
+  (report,) = gpu.ptxas_reports(tmp_path)
+  assert report == {
+    'kernel': 'kernel',
+    'registers': 168,
+    'spill_bytes': 692,
+    'warnings': ['C7512 Potential Performance Loss: wgmma is serialized'],
+  }
   assert not list(tmp_path.iterdir())
 
 
 def test_configs_can_be_read_without_ml_collections():
-  code = '''
+  code = """
 import sys
 import importlib.util
 real = importlib.util.find_spec
@@ -202,7 +214,7 @@ from benchmarks import plain_configs
 config = plain_configs.load('llama', '8b')
 assert type(config) is plain_configs.ConfigDict
 print(config.model.embed_dim, config.optimizer.beta2)
-'''
+"""
   plain = subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
   config = plain_configs.load('llama', '8b')
   assert plain.split() == [str(config.model.embed_dim), str(config.optimizer.beta2)]

@@ -39,7 +39,9 @@ def refusal(path, value):
   return str(error.value)
 
 
-@pytest.mark.parametrize('path, implemented', [
+@pytest.mark.parametrize(
+  'path, implemented',
+  [
     ('zero_stage', rules.ZERO_STAGES),
     ('model.family', families.FAMILIES),
     ('model.positions', positions.POSITIONS),
@@ -57,7 +59,8 @@ def refusal(path, value):
     ('optimizer.name', optimizers.NAMES),
     ('optimizer.schedule', schedules.NAMES),
     ('precision.dtype', RULES),
-])
+  ],
+)
 def test_choices_are_what_the_rooms_implement(path, implemented):
   assert sorted(DECLARED[path].choices) == sorted(implemented)
 
@@ -91,7 +94,9 @@ def test_a_key_takes_its_default_and_what_a_refusal_says_to_type(path):
   assert f'; for example --config.{path}=' in refusal(path, object())
 
 
-@pytest.mark.parametrize('path, value, said', [
+@pytest.mark.parametrize(
+  'path, value, said',
+  [
     ('seed', 2**31, 'seed=2147483648 must be at least 0 and at most 2147483647'),
     ('seed', -1, 'seed=-1 must be at least 0'),
     ('zero_stage', 2, 'zero_stage=2 does not exist; choose one of 0, 3'),
@@ -135,19 +140,27 @@ def test_a_key_takes_its_default_and_what_a_refusal_says_to_type(path):
     ('train.log_every', {'epochs': 0.0}, "train.log_every['epochs']=0.0 must be above 0"),
     ('train.keep_last', 0, 'train.keep_last=0 must be at least 1'),
     ('mesh.data', -2, 'mesh.data=-2 must be at least -1'),
-])
+  ],
+)
 def test_what_a_key_does_not_take_is_refused_at_once_in_words(path, value, said):
   assert said in refusal(path, value)
 
 
-@pytest.mark.parametrize('path, value, stored', [
-    ('seed', 2**31 - 1, 2**31 - 1), ('optimizer.learning_rate', 1, 1.0), ('train.sample_prompts', ['a'], ('a',)),
-    ('optimizer.warmup', {'epochs': 2}, {'epochs': 2.0}), ('optimizer.warmup', {'share': 1}, {'share': 1.0}),
-    ('optimizer.decay', 0, 0), ('train.steps', {'tokens': 1}, {'tokens': 1}),
+@pytest.mark.parametrize(
+  'path, value, stored',
+  [
+    ('seed', 2**31 - 1, 2**31 - 1),
+    ('optimizer.learning_rate', 1, 1.0),
+    ('train.sample_prompts', ['a'], ('a',)),
+    ('optimizer.warmup', {'epochs': 2}, {'epochs': 2.0}),
+    ('optimizer.warmup', {'share': 1}, {'share': 1.0}),
+    ('optimizer.decay', 0, 0),
+    ('train.steps', {'tokens': 1}, {'tokens': 1}),
     ('train.log_every', {'epochs': 0.1}, {'epochs': 0.1}),
     ('optimizer.warmup', config_dict.ConfigDict({'steps': 3}), {'steps': 3}),
     ('data.mixture', [{'corpus': 'text', 'weight': 1}], ({'corpus': 'text', 'weight': 1.0},)),
-])
+  ],
+)
 def test_a_value_is_kept_in_the_type_of_its_key(path, value, stored):
   kept = assign(path, value)
   assert kept == stored and type(kept) is type(stored)
@@ -191,10 +204,15 @@ def test_a_group_is_assigned_key_by_key_or_from_its_like():
       config.model.attention = wrong
 
 
-@pytest.mark.parametrize('duplicate', [
-    copy.deepcopy, lambda config: pickle.loads(pickle.dumps(config)),
+@pytest.mark.parametrize(
+  'duplicate',
+  [
+    copy.deepcopy,
+    lambda config: pickle.loads(pickle.dumps(config)),
     lambda config: config.copy_and_resolve_references(),
-], ids=['deepcopy', 'pickle', 'copy_and_resolve_references'])
+  ],
+  ids=['deepcopy', 'pickle', 'copy_and_resolve_references'],
+)
 def test_copies_are_their_own_and_as_strict(duplicate):
   config = base.get_config()
   twin = duplicate(config)

@@ -87,15 +87,21 @@ def test_jsonl(tmp_path):
   assert counts['empty_documents'] == counts['crlf_lines'] == 1
 
 
-@pytest.mark.parametrize('lines, message', [
-  (b'{"text": "a"}\n{"text": \n', r'a\.jsonl:2: not a JSON object'),
-  (b'{"text": "a"}\n["text"]\n', r'a\.jsonl:2: a JSON object a line is expected, but this is a list'),
-  (b'{"body": "a", "id": 1}\n', r"a\.jsonl:1: no field 'text'; there are 'body', 'id'.*--config.data.text_field=NAME"),
-  (b'{"text": "a"}\n\n{"text": 3}\n', r"a\.jsonl:3: field 'text' is a int, not a text"),
-  (b'{"text": "a"}\n{"text": "\xff"}\n', r'a\.jsonl:2: invalid UTF-8'),
-  (b'{"text": "a\\u0000b"}\n', r'a\.jsonl:1: a NUL character'),
-  (b'{"text": "\\ud800"}\n', r'a\.jsonl:1: .* surrogate'),
-])
+@pytest.mark.parametrize(
+  'lines, message',
+  [
+    (b'{"text": "a"}\n{"text": \n', r'a\.jsonl:2: not a JSON object'),
+    (b'{"text": "a"}\n["text"]\n', r'a\.jsonl:2: a JSON object a line is expected, but this is a list'),
+    (
+      b'{"body": "a", "id": 1}\n',
+      r"a\.jsonl:1: no field 'text'; there are 'body', 'id'.*--config.data.text_field=NAME",
+    ),
+    (b'{"text": "a"}\n\n{"text": 3}\n', r"a\.jsonl:3: field 'text' is a int, not a text"),
+    (b'{"text": "a"}\n{"text": "\xff"}\n', r'a\.jsonl:2: invalid UTF-8'),
+    (b'{"text": "a\\u0000b"}\n', r'a\.jsonl:1: a NUL character'),
+    (b'{"text": "\\ud800"}\n', r'a\.jsonl:1: .* surrogate'),
+  ],
+)
 def test_bad_jsonl_is_told_with_file_and_line(tmp_path, lines, message):
   _write(tmp_path / 'a.jsonl', lines)
   with pytest.raises(ValueError, match=message):
@@ -110,24 +116,33 @@ def test_bad_text_is_told_with_file_and_line(tmp_path):
       _read(_data_config(tmp_path, corpus='text', path=str(tmp_path), document=document))
 
 
-@pytest.mark.parametrize('keys, error, message', [
-  ({'corpus': 'books'}, ValueError, "data.corpus='books' does not exist; choose one of python-docs.*mixture"),
-  ({'corpus': 'text'}, ValueError, 'corpus text needs data.path: --config.data.path=FILE'),
-  ({'path': 'x.txt'}, ValueError, 'corpus python-docs takes no path.*data.corpus=text'),
-  ({'corpus': 'text', 'path': 'nowhere.txt'}, FileNotFoundError, 'nowhere.txt does not exist'),
-  ({'corpus': 'jsonl', 'path': 'nowhere/*.jsonl'}, FileNotFoundError, r'no file matches nowhere/\*.jsonl'),
-  ({'corpus': 'jsonl', 'path': '.'}, FileNotFoundError, 'the directory . holds no .jsonl file'),
-  ({'corpus': 'text', 'path': 'a.txt', 'document': 'page'}, ValueError, "data.document='page'.*file, blank-line"),
-  ({'corpus': 'mixture'}, ValueError, 'data.mixture is empty'),
-  ({'corpus': 'mixture', 'mixture': ({'corpus': 'text', 'wait': 1},)}, ValueError,
-   r"data.mixture\[0\] has the unknown key 'wait'"),
-  ({'corpus': 'mixture', 'mixture': ({'corpus': 'python-docs'},)}, ValueError, 'lacks weight'),
-  ({'corpus': 'mixture', 'mixture': ({'corpus': 'text', 'path': 'nowhere.txt', 'weight': 1},)}, FileNotFoundError,
-   'nowhere.txt'),
-  ({'corpus': 'mixture', 'mixture': ({'corpus': 'python-docs', 'weight': 'much'},)}, ValueError, 'takes a number'),
-  ({'validation_fraction': 1.5}, ValueError, 'validation_fraction=1.5 must be at least 0 and below 1'),
-  ({'packing': 'bins'}, ValueError, "data.packing='bins' does not exist; choose one of documents, none"),
-])
+@pytest.mark.parametrize(
+  'keys, error, message',
+  [
+    ({'corpus': 'books'}, ValueError, "data.corpus='books' does not exist; choose one of python-docs.*mixture"),
+    ({'corpus': 'text'}, ValueError, 'corpus text needs data.path: --config.data.path=FILE'),
+    ({'path': 'x.txt'}, ValueError, 'corpus python-docs takes no path.*data.corpus=text'),
+    ({'corpus': 'text', 'path': 'nowhere.txt'}, FileNotFoundError, 'nowhere.txt does not exist'),
+    ({'corpus': 'jsonl', 'path': 'nowhere/*.jsonl'}, FileNotFoundError, r'no file matches nowhere/\*.jsonl'),
+    ({'corpus': 'jsonl', 'path': '.'}, FileNotFoundError, 'the directory . holds no .jsonl file'),
+    ({'corpus': 'text', 'path': 'a.txt', 'document': 'page'}, ValueError, "data.document='page'.*file, blank-line"),
+    ({'corpus': 'mixture'}, ValueError, 'data.mixture is empty'),
+    (
+      {'corpus': 'mixture', 'mixture': ({'corpus': 'text', 'wait': 1},)},
+      ValueError,
+      r"data.mixture\[0\] has the unknown key 'wait'",
+    ),
+    ({'corpus': 'mixture', 'mixture': ({'corpus': 'python-docs'},)}, ValueError, 'lacks weight'),
+    (
+      {'corpus': 'mixture', 'mixture': ({'corpus': 'text', 'path': 'nowhere.txt', 'weight': 1},)},
+      FileNotFoundError,
+      'nowhere.txt',
+    ),
+    ({'corpus': 'mixture', 'mixture': ({'corpus': 'python-docs', 'weight': 'much'},)}, ValueError, 'takes a number'),
+    ({'validation_fraction': 1.5}, ValueError, 'validation_fraction=1.5 must be at least 0 and below 1'),
+    ({'packing': 'bins'}, ValueError, "data.packing='bins' does not exist; choose one of documents, none"),
+  ],
+)
 def test_mistakes_are_told_before_anything_is_read(tmp_path, monkeypatch, keys, error, message):
   monkeypatch.chdir(tmp_path)
   _write(tmp_path / 'a.txt', 'text')

@@ -71,8 +71,11 @@ def test_stream_holds_documents_between_ends(tmp_path):
 def test_fingerprint_follows_what_decides_batches_and_nothing_else(tmp_path):
   _write(tmp_path, a=_blocks(*range(30)))
   data_config = _data_config(tmp_path)
-  prints = [data.prepare(data_config, 17, 0).fingerprint, data.prepare(data_config, 17, 1).fingerprint,
-            data.prepare(data_config, 18, 0).fingerprint]
+  prints = [
+    data.prepare(data_config, 17, 0).fingerprint,
+    data.prepare(data_config, 17, 1).fingerprint,
+    data.prepare(data_config, 18, 0).fingerprint,
+  ]
   for key, value in (('packing', 'none'), ('normalization', 'nfkc-lowercase'), ('validation_fraction', 0.5)):
     prints.append(data.prepare(_data_config(tmp_path, **{key: value}), 17, 0).fingerprint)
   (tmp_path / 'text' / 'a').rename(tmp_path / 'text' / 'b')
@@ -85,8 +88,10 @@ def test_fingerprint_follows_what_decides_batches_and_nothing_else(tmp_path):
 
 def test_components_of_a_mixture_keep_apart(tmp_path):
   _write(tmp_path, a=_blocks(*range(40)), b=_blocks(*range(20, 100)))
-  mixture = ({'corpus': 'text', 'path': str(tmp_path / 'text' / 'a'), 'weight': 51},
-             {'corpus': 'text', 'path': str(tmp_path / 'text' / 'b'), 'weight': 49})
+  mixture = (
+    {'corpus': 'text', 'path': str(tmp_path / 'text' / 'a'), 'weight': 51},
+    {'corpus': 'text', 'path': str(tmp_path / 'text' / 'b'), 'weight': 49},
+  )
   dataset = data.prepare(_data_config(tmp_path, corpus='mixture', path='', mixture=mixture), 33, 0)
   assert dataset.weights == (0.51, 0.49)
   assert dataset.report['duplicates'] == 20

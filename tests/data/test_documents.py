@@ -15,11 +15,14 @@ def _clean(text):
   return [document.text for document in documents.clean([Document(text, 'a.txt')], counts)], counts
 
 
-@pytest.mark.parametrize('content, message', [
-  (b'one\ntwo\nthr\xffe', r'a\.txt: invalid UTF-8 \(0xff\) at line 3, byte 11'),
-  (b'one\ntw\0o', r'a\.txt: a NUL byte at line 2, byte 6'),
-  ('grün'.encode('utf-16'), r'a\.txt: invalid UTF-8 .* line 1, byte 0; .*iconv'),
-])
+@pytest.mark.parametrize(
+  'content, message',
+  [
+    (b'one\ntwo\nthr\xffe', r'a\.txt: invalid UTF-8 \(0xff\) at line 3, byte 11'),
+    (b'one\ntw\0o', r'a\.txt: a NUL byte at line 2, byte 6'),
+    ('grün'.encode('utf-16'), r'a\.txt: invalid UTF-8 .* line 1, byte 0; .*iconv'),
+  ],
+)
 def test_bad_bytes_are_told_with_file_line_and_byte(content, message):
   with pytest.raises(ValueError, match=message):
     documents.decode(content, 'a.txt')
@@ -59,7 +62,9 @@ def test_duplicates_are_dropped_and_counted_across_calls():
 def test_blank_line_blocks_know_their_lines():
   blocks = documents.blank_line_blocks(Document('\n\n  one\ntwo\n \t\nthree\n\n\n\nfour\n', 'a.txt'))
   assert [(block.text, block.source) for block in blocks] == [
-    ('  one\ntwo', 'a.txt:3'), ('three', 'a.txt:6'), ('four', 'a.txt:10'),
+    ('  one\ntwo', 'a.txt:3'),
+    ('three', 'a.txt:6'),
+    ('four', 'a.txt:10'),
   ]
 
 

@@ -71,7 +71,7 @@ def test_packed_segments_are_pieces_of_one_document_that_overlap_by_a_token(case
   expected = []
   for document in documents:
     whole = [EOS, *document, EOS]
-    expected += [tuple(whole[i:i + row_length]) for i in range(0, len(whole) - 1, row_length - 1)]
+    expected += [tuple(whole[i : i + row_length]) for i in range(0, len(whole) - 1, row_length - 1)]
   pieces = []
   for tokens, segments in zip(batch['tokens'], batch['segment_ids'], strict=True):
     pieces += [tuple(tokens[segments == segment].tolist()) for segment in range(1, segments.max() + 1)]
@@ -84,7 +84,7 @@ def test_windows_follow_the_stream(case):
   stream = _stream(documents)
   _, batch = _rows(documents, row_length, 'none')
   for i, (tokens, segments) in enumerate(zip(batch['tokens'], batch['segment_ids'], strict=True)):
-    window = stream[i * (row_length - 1):][:row_length]
+    window = stream[i * (row_length - 1) :][:row_length]
     np.testing.assert_array_equal(tokens[segments > 0], window)
     assert set(segments) <= {0, 1}
 

@@ -22,8 +22,16 @@ def _prepare(tmp_path, seed=0, row_length=ROW_LENGTH, **keys):
     (tmp_path / name).write_text('\n\n'.join(texts))
     mixture.append({'corpus': 'text', 'path': str(tmp_path / name), 'weight': weight})
   data_config = base.get_config().data
-  data_config.update({'corpus': 'text', 'path': str(tmp_path / 'big'), 'document': 'blank-line', 'tokenizer': 'bytes',
-                      'cache_dir': str(tmp_path / 'cache'), 'mixture': tuple(mixture)})
+  data_config.update(
+    {
+      'corpus': 'text',
+      'path': str(tmp_path / 'big'),
+      'document': 'blank-line',
+      'tokenizer': 'bytes',
+      'cache_dir': str(tmp_path / 'cache'),
+      'mixture': tuple(mixture),
+    }
+  )
   if keys.get('corpus') == 'mixture':
     keys['path'] = ''
   data_config.update(keys)
@@ -65,11 +73,14 @@ def test_stream_continues_bit_exactly_from_a_state_that_went_through_json(datase
   _assert_equal(_take(data.train_batches(dataset, 8, seed=3), 37), first)
 
 
-@pytest.mark.parametrize('changed, told', [
-  ({'row_length': 34}, 'the documents, the tokenizer, the sequence length'),
-  ({'rows': 4}, 'data.batch_tokens changed .rows was 8 and is 4'),
-  ({'seed': 4}, 'the seed changed .seed was 3 and is 4'),
-])
+@pytest.mark.parametrize(
+  'changed, told',
+  [
+    ({'row_length': 34}, 'the documents, the tokenizer, the sequence length'),
+    ({'rows': 4}, 'data.batch_tokens changed .rows was 8 and is 4'),
+    ({'seed': 4}, 'the seed changed .seed was 3 and is 4'),
+  ],
+)
 def test_state_of_other_batches_is_refused(tmp_path, changed, told):
   settings = {'row_length': ROW_LENGTH, 'rows': 8, 'seed': 3}
   batches = []
@@ -86,7 +97,7 @@ def test_an_epoch_is_every_row_once_in_an_order_of_its_own(tmp_path, packing_nam
   batches = data.train_batches(dataset, 1, seed=0)
   rows = _row_keys(itertools.islice(batches, 2 * dataset.num_rows))
   assert batches.epoch == 2
-  first, second = rows[:dataset.num_rows], rows[dataset.num_rows:]
+  first, second = rows[: dataset.num_rows], rows[dataset.num_rows :]
   assert sorted(first) == sorted(second)
   assert sorted(first) == sorted(_row_keys(data.eval_batches(dataset.train, ROW_LENGTH, 1, packing_name)))
   other = _row_keys(itertools.islice(data.train_batches(dataset, 1, seed=1), dataset.num_rows))
@@ -129,11 +140,13 @@ def test_examples_get_the_seed_the_epoch_and_the_row_whatever_the_batch(dataset)
 def test_examples_of_an_evaluation_are_always_the_same(tmp_path):
   split = _prepare(tmp_path).validation
   numbered = lambda rows, seeds: {**rows, 'seeds': seeds}
-  passes = [[batch['seeds'] for batch in data.eval_batches(split, 17, rows, 'documents', examples=numbered)]
-            for rows in (4, 4, 1)]
+  passes = [
+    [batch['seeds'] for batch in data.eval_batches(split, 17, rows, 'documents', examples=numbered)]
+    for rows in (4, 4, 1)
+  ]
   np.testing.assert_array_equal(np.concatenate(passes[0]), np.concatenate(passes[1]))
   alone = np.concatenate(passes[2])
-  np.testing.assert_array_equal(np.concatenate(passes[0])[:len(alone)], alone)
+  np.testing.assert_array_equal(np.concatenate(passes[0])[: len(alone)], alone)
   assert not alone[:, :2].any() and sorted(alone[:, 2]) == list(range(len(alone)))
 
 
@@ -147,8 +160,10 @@ def test_closing_ends_the_iterator(dataset):
 
 @pytest.mark.parametrize('weights', [(51, 49), (9, 1)])
 def test_mixture_delivers_its_shares_of_tokens(tmp_path, weights):
-  mixture = tuple({'corpus': 'text', 'path': str(tmp_path / name), 'weight': weight}
-                  for name, weight in zip(('big', 'small'), weights, strict=True))
+  mixture = tuple(
+    {'corpus': 'text', 'path': str(tmp_path / name), 'weight': weight}
+    for name, weight in zip(('big', 'small'), weights, strict=True)
+  )
   dataset = _prepare(tmp_path, corpus='mixture', mixture=mixture)
   batches = data.train_batches(dataset, 8, seed=0)
   delivered = []

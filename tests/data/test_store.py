@@ -83,7 +83,7 @@ def test_a_truncated_store_is_written_again_and_said_so(tmp_path, name, caplog):
   store.encode(DOCUMENTS, BYTES, tmp_path, 1)
   (file,) = pathlib.Path(tmp_path).rglob(name)
   content = file.read_bytes()
-  file.write_bytes(content[:len(content) // 2])
+  file.write_bytes(content[: len(content) // 2])
   assert_holds(store.encode(DOCUMENTS, BYTES, tmp_path, 1), DOCUMENTS, BYTES)
   assert 'is written again' in caplog.text and str(file.parent) in caplog.text
   assert file.read_bytes() == content
@@ -151,8 +151,10 @@ if __name__ == '__main__':
 @pytest.mark.slow
 def test_processes_end_when_their_parent_is_killed(tmp_path):
   (tmp_path / 'endless.py').write_text(ENDLESS)
-  parent = subprocess.Popen([sys.executable, str(tmp_path / 'endless.py'), str(tmp_path / 'stores')],
-                            env=os.environ | {'PYTHONPATH': str(pathlib.Path(store.__file__).parents[1])})
+  parent = subprocess.Popen(
+    [sys.executable, str(tmp_path / 'endless.py'), str(tmp_path / 'stores')],
+    env=os.environ | {'PYTHONPATH': str(pathlib.Path(store.__file__).parents[1])},
+  )
   listing = pathlib.Path(f'/proc/{parent.pid}/task/{parent.pid}/children')
   wait(lambda: len(listing.read_text().split()) == 3)  # two workers and the tracker of multiprocessing's resources
   children = [pathlib.Path('/proc', child) for child in listing.read_text().split()]

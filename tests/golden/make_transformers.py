@@ -16,12 +16,30 @@ def models():
   """GPT-2 and Llama, narrow; norms and biases random too, since at their initial 1 and 0 they would prove nothing."""
   torch.manual_seed(0)
   gpt2 = transformers.GPT2Config(
-      vocab_size=VOCAB, n_positions=LENGTH, n_embd=16, n_layer=2, n_head=4, n_inner=32,
-      bos_token_id=None, eos_token_id=None, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    vocab_size=VOCAB,
+    n_positions=LENGTH,
+    n_embd=16,
+    n_layer=2,
+    n_head=4,
+    n_inner=32,
+    bos_token_id=None,
+    eos_token_id=None,
+    resid_pdrop=0.0,
+    embd_pdrop=0.0,
+    attn_pdrop=0.0,
+  )
   llama = transformers.LlamaConfig(
-      vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-      num_key_value_heads=2, max_position_embeddings=LENGTH, rope_theta=500000.0, rms_norm_eps=1e-5,
-      tie_word_embeddings=False)
+    vocab_size=VOCAB,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=LENGTH,
+    rope_theta=500000.0,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
+  )
   made = {'gpt2': transformers.GPT2LMHeadModel(gpt2), 'llama': transformers.LlamaForCausalLM(llama)}
   for model in made.values():
     for parameter in model.parameters():

@@ -24,9 +24,13 @@ def rows(levels: Mapping[str, Sequence], strength: int = 2) -> list[dict]:
     row = dict(chance.choice(sorted(missing, key=repr)))
     for name in chance.sample(list(levels), len(levels)):
       if name not in row:
-        row[name] = max(chance.sample(range(len(levels[name])), len(levels[name])), key=lambda place: sum(
-          tuple(sorted((*others, (name, place)), key=lambda item: order[item[0]])) in missing
-          for others in itertools.combinations(row.items(), strength - 1)))
+        row[name] = max(
+          chance.sample(range(len(levels[name])), len(levels[name])),
+          key=lambda place: sum(
+            tuple(sorted((*others, (name, place)), key=lambda item: order[item[0]])) in missing
+            for others in itertools.combinations(row.items(), strength - 1)
+          ),
+        )
     missing -= set(itertools.combinations(sorted(row.items(), key=lambda item: order[item[0]]), strength))
     found.append({name: levels[name][row[name]] for name in levels})
   return found

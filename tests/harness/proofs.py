@@ -32,7 +32,7 @@ def _imports(root: pathlib.Path, file: pathlib.Path) -> frozenset[pathlib.Path]:
     if isinstance(node, ast.Import):
       names |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
-      base = '.'.join([*(package[:len(package) - node.level + 1] if node.level else ()), node.module or '']).strip('.')
+      base = '.'.join([*(package[: len(package) - node.level + 1] if node.level else ()), node.module or '']).strip('.')
       names |= {base} | {f'{base}.{alias.name}' for alias in node.names}
   parents = {name.rsplit('.', cut)[0] for name in names for cut in range(name.count('.') + 1)}
   return frozenset(found for name in parents if (found := _module_file(root, name)))
@@ -51,8 +51,14 @@ def dependencies(root: pathlib.Path, file: pathlib.Path, paths: tuple[str, ...] 
 
   Raises FileNotFoundError for a path that is not there.
   """
-  open_files = [file, *(folder / 'conftest.py' for folder in file.parents
-                        if folder.is_relative_to(root) and (folder / 'conftest.py').is_file())]
+  open_files = [
+    file,
+    *(
+      folder / 'conftest.py'
+      for folder in file.parents
+      if folder.is_relative_to(root) and (folder / 'conftest.py').is_file()
+    ),
+  ]
   for path in paths:
     if not (root / path).exists():
       raise FileNotFoundError(f'{file.relative_to(root)}: pytest.mark.proof names {path}, which is not there')
@@ -139,8 +145,11 @@ def pytest_terminal_summary(terminalreporter, config):
 def _record(terminalreporter, config):
   """Adds what passed to the file of proofs; what is there of the same file and versions with another hash goes."""
   failed = {report.nodeid for key in ('failed', 'error') for report in terminalreporter.stats.get(key, [])}
-  passed = [report for report in terminalreporter.stats.get('passed', [])
-            if report.when == 'call' and _proof(report) and report.nodeid not in failed]
+  passed = [
+    report
+    for report in terminalreporter.stats.get('passed', [])
+    if report.when == 'call' and _proof(report) and report.nodeid not in failed
+  ]
   recorded = _recorded(config)
   current = collections.defaultdict(set)
   for report in passed:
@@ -150,8 +159,11 @@ def _record(terminalreporter, config):
   kept = {}
   for test in sorted(recorded):
     file = test.split('::')[0]
-    hashes = {versions: value for versions, value in sorted(recorded[test].items())
-              if value in current.get((file, versions), {value})}
+    hashes = {
+      versions: value
+      for versions, value in sorted(recorded[test].items())
+      if value in current.get((file, versions), {value})
+    }
     if hashes and (config.rootpath / file).exists():
       kept[test] = hashes
   _file(config).write_text(json.dumps(kept, indent=1, ensure_ascii=False) + '\n')

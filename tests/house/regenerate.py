@@ -1,6 +1,6 @@
 """Writes golden/*.json, the fully resolved text of every config that a docstring in configs/ names.
 
-    python -m tests.house.regenerate
+python -m tests.house.regenerate
 """
 
 import ast
@@ -16,14 +16,20 @@ GOLDEN = pathlib.Path(__file__).with_name('golden')
 
 def experiments() -> dict[str, str]:
   """Docstring by file in configs/."""
-  return {f'configs/{file.name}': ast.get_docstring(ast.parse(file.read_text())) or ''
-          for file in sorted((ROOT / 'configs').glob('*.py')) if 'def get_config' in file.read_text()}
+  return {
+    f'configs/{file.name}': ast.get_docstring(ast.parse(file.read_text())) or ''
+    for file in sorted((ROOT / 'configs').glob('*.py'))
+    if 'def get_config' in file.read_text()
+  }
 
 
 def paths() -> list[str]:
   """Every file in configs/, alone and with each variant that its docstring names."""
-  named = {path for file, docstring in experiments().items()
-           for path in (file, *re.findall(rf'{re.escape(file)}:\w+', docstring))}
+  named = {
+    path
+    for file, docstring in experiments().items()
+    for path in (file, *re.findall(rf'{re.escape(file)}:\w+', docstring))
+  }
   return sorted(named)
 
 

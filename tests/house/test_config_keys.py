@@ -85,21 +85,29 @@ def test_every_key_that_is_read_exists():
 
 def test_every_key_says_what_it_means():
   text = (ROOT / 'configs' / 'base.py').read_text()
-  text = re.sub(r'\(\n\s+', '(', re.sub(r',\n\s+', ', ', text))  # a key on several lines has its comment at the end
+  text = re.sub(
+    r'\n\s+(?=\))', '', re.sub(r'(?<=[(,])\n\s+', ' ', text)
+  )  # a key on several lines has its comment at the end
   for line in text.splitlines():
     if re.match(r'  \w+\.\w+ = (?!_)', line):
       assert re.search(r'  # \S', line), f'configs/base.py: no comment with unit and meaning: {line}'
 
 
-@pytest.mark.parametrize('file, code, read, unknown', [
+@pytest.mark.parametrize(
+  'file, code, read, unknown',
+  [
     ('training/x.py', 'f(config.model.norm, config.seed)', {'model.norm', 'seed'}, []),
     ('training/x.py', 'f(self.config.train.steps)', {'train.steps'}, []),
     ('training/x.py', 'f(run.config.data.path.strip())', {'data.path'}, []),
     ('model/x.py', 'f(self.config.norm, model_config.init)', {'model.norm', 'model.init'}, []),
     ('inference/x.py', 'f(model.config.norm, run.model.config.init)', {'model.norm', 'model.init'}, []),
     ('model/x.py', 'f(model_config.attention.qk_norm)', {'model.attention.qk_norm'}, []),
-    ('model/x.py', 'f(attention_config.qk_norm, self.config.attention.dropout_rate)',
-     {'model.attention.qk_norm', 'model.attention.dropout_rate'}, []),
+    (
+      'model/x.py',
+      'f(attention_config.qk_norm, self.config.attention.dropout_rate)',
+      {'model.attention.qk_norm', 'model.attention.dropout_rate'},
+      [],
+    ),
     ('model/x.py', 'f(model_config.attention)', set(), []),
     ('training/x.py', 'config.model.norm = 3', set(), []),
     ('training/x.py', 'jax.config.update(1); config.lock(); flags.config.strip(); file.mesh_config_text', set(), []),
@@ -110,7 +118,8 @@ def test_every_key_says_what_it_means():
     ('training/x.py', 'f(config.modle.norm)', set(), ['training/x.py:1 reads modle']),
     ('data/x.py', 'f(data_config.norm)', set(), ['data/x.py:1 reads data.norm']),
     ('benchmarks/x.py', 'config.model.nrm = 3', set(), ['benchmarks/x.py:1 reads model.nrm']),
-])
+  ],
+)
 def test_the_walk_finds_keys(tmp_path, file, code, read, unknown):
   (tmp_path / file).parent.mkdir(parents=True)
   (tmp_path / file).write_text(code)

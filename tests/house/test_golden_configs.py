@@ -9,12 +9,14 @@ EXPERIMENTS = {file: docstring for file, docstring in regenerate.experiments().i
 def test_resolved_configs_are_what_they_were(path):
   golden = regenerate.golden_file(path)
   assert golden.exists() and regenerate.resolved(path) == golden.read_text(), (
-      f'{path} resolves to something else now. If that is meant: python -m tests.house.regenerate, and commit the diff')
+    f'{path} resolves to something else now. If that is meant: python -m tests.house.regenerate, and commit the diff'
+  )
 
 
 def test_no_golden_file_has_lost_its_config():
   assert set(regenerate.GOLDEN.glob('*.json')) == {regenerate.golden_file(path) for path in regenerate.paths()}, (
-      'run python -m tests.house.regenerate')
+    'run python -m tests.house.regenerate'
+  )
 
 
 @pytest.mark.parametrize('file', EXPERIMENTS)

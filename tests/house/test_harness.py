@@ -31,10 +31,18 @@ def test_cheap():
 
 @pytest.fixture
 def repository(tmp_path):
-  files = {'room/__init__.py': '', 'room/used.py': 'from room import deep\nvalue = 0', 'room/deep.py': 'x = 1',
-           'room/late.py': 'value = 0', 'room/unused.py': '', 'table.txt': '1', 'tests/helpers/lists.py': '',
-           'tests/room/test_proof.py': PROOF,
-           'tests/conftest.py': '', 'pytest.ini': '[pytest]\npythonpath = . tests\naddopts = --import-mode=importlib\n'}
+  files = {
+    'room/__init__.py': '',
+    'room/used.py': 'from room import deep\nvalue = 0',
+    'room/deep.py': 'x = 1',
+    'room/late.py': 'value = 0',
+    'room/unused.py': '',
+    'table.txt': '1',
+    'tests/helpers/lists.py': '',
+    'tests/room/test_proof.py': PROOF,
+    'tests/conftest.py': '',
+    'pytest.ini': '[pytest]\npythonpath = . tests\naddopts = --import-mode=importlib\n',
+  }
   for name, text in files.items():
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text(text)
@@ -47,10 +55,18 @@ def dear_runs(repository):
 
   def run(*options, status=0):
     environment = {key: value for key, value in os.environ.items() if not key.startswith('PYTEST')}
-    environment |= {'PYTHONPATH': str(ROOT / 'tests'), 'PYTHONDONTWRITEBYTECODE': '1',
-                    'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1'}
-    result = subprocess.run([sys.executable, '-m', 'pytest', '-p', 'harness.proofs', '-s', *options], cwd=repository,
-                            env=environment, capture_output=True, text=True)
+    environment |= {
+      'PYTHONPATH': str(ROOT / 'tests'),
+      'PYTHONDONTWRITEBYTECODE': '1',
+      'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1',
+    }
+    result = subprocess.run(
+      [sys.executable, '-m', 'pytest', '-p', 'harness.proofs', '-s', *options],
+      cwd=repository,
+      env=environment,
+      capture_output=True,
+      text=True,
+    )
     assert result.returncode == status and result.stdout.count('CHEAP RAN') == 1, result.stdout
     return result.stdout.count('DEAR RAN'), result.stdout
 
@@ -60,8 +76,15 @@ def dear_runs(repository):
 def test_what_a_proof_depends_on_is_itself_and_all_that_is_imported_even_late(repository):
   found = proofs.dependencies(repository, repository / 'tests/room/test_proof.py', ('table.txt',))
   assert {str(path.relative_to(repository)) for path in found} == {
-    'tests/room/test_proof.py', 'tests/conftest.py', 'table.txt', 'room/__init__.py', 'room/used.py', 'room/deep.py',
-    'room/late.py', 'tests/helpers/lists.py'}
+    'tests/room/test_proof.py',
+    'tests/conftest.py',
+    'table.txt',
+    'room/__init__.py',
+    'room/used.py',
+    'room/deep.py',
+    'room/late.py',
+    'tests/helpers/lists.py',
+  }
   with pytest.raises(FileNotFoundError, match='test_proof.py: pytest.mark.proof names nowhere.txt'):
     proofs.dependencies(repository, repository / 'tests/room/test_proof.py', ('nowhere.txt',))
 
@@ -98,14 +121,21 @@ def test_every_room_of_tests_has_a_budget_and_no_other_has():
 
 
 def test_costs_are_added_up_by_room_and_a_room_over_its_budget_or_without_one_is_told():
-  costs = {'tests/a/test_x.py::test_one': 3.0, 'tests/a/b/test_y.py::test_two[a::b]': 4.5,
-           'tests/c/test_z.py::test': 2.0, 'tests/new/test_z.py::test': 0.1}
+  costs = {
+    'tests/a/test_x.py::test_one': 3.0,
+    'tests/a/b/test_y.py::test_two[a::b]': 4.5,
+    'tests/c/test_z.py::test': 2.0,
+    'tests/new/test_z.py::test': 0.1,
+  }
   lines = budgets.summary(costs, budgets.read_budgets('x\n| `tests/a` | 7 | words |\n| `tests/c` | 3 | words |\n'))
   assert [line.split() for line in lines] == [
-    ['7.5', 's', 'a', 'of', '7', 'OVER', 'BUDGET'], ['2.0', 's', 'c', 'of', '3'],
+    ['7.5', 's', 'a', 'of', '7', 'OVER', 'BUDGET'],
+    ['2.0', 's', 'c', 'of', '3'],
     ['0.1', 's', 'new', 'NO', 'BUDGET:', 'give', 'it', 'a', 'row', 'in', 'tests/README.md'],
-    ['4.5', 's', 'tests/a/b/test_y.py::test_two[a::b]'], ['3.0', 's', 'tests/a/test_x.py::test_one'],
-    ['2.0', 's', 'tests/c/test_z.py::test']]
+    ['4.5', 's', 'tests/a/b/test_y.py::test_two[a::b]'],
+    ['3.0', 's', 'tests/a/test_x.py::test_one'],
+    ['2.0', 's', 'tests/c/test_z.py::test'],
+  ]
 
 
 @pytest.mark.parametrize('strength', [2, 3])

@@ -45,7 +45,6 @@ def find_python(*directories, python='', version=(), **variables):
 
 
 class TestFindPython:
-
   def test_takes_the_newest_whatever_its_name_and_place(self, tmp_path):
     fake_python(tmp_path / 'a/python3.11', of_version(3, 11, 9))
     fake_python(tmp_path / 'b/python3', of_version(3, 13, 1))
@@ -66,13 +65,16 @@ class TestFindPython:
     fake_python(tmp_path / 'python3.11', of_version(3, 11, 9))
     assert find_python(tmp_path).stdout == 'python-of-11\n'
 
-  @pytest.mark.parametrize('folder, variables', [
-    ('.pyenv/versions/3.13.1', {}),
-    ('.local/share/uv/python/cpython-3.13.1-linux-x86_64-gnu', {}),
-    ('py env/versions/3.13.1', {'PYENV_ROOT': 'py env'}),
-    ('of uv/cpython-3.13.1', {'UV_PYTHON_INSTALL_DIR': 'of uv'}),
-    ('share/uv/python/cpython-3.13.1', {'XDG_DATA_HOME': 'share'}),
-  ])
+  @pytest.mark.parametrize(
+    'folder, variables',
+    [
+      ('.pyenv/versions/3.13.1', {}),
+      ('.local/share/uv/python/cpython-3.13.1-linux-x86_64-gnu', {}),
+      ('py env/versions/3.13.1', {'PYENV_ROOT': 'py env'}),
+      ('of uv/cpython-3.13.1', {'UV_PYTHON_INSTALL_DIR': 'of uv'}),
+      ('share/uv/python/cpython-3.13.1', {'XDG_DATA_HOME': 'share'}),
+    ],
+  )
   def test_finds_what_pyenv_and_uv_installed_outside_of_the_path(self, tmp_path, folder, variables):
     fake_python(tmp_path / 'bin/python3', of_version(3, 12, 4))
     fake_python(tmp_path / folder / 'bin/python3.13', of_version(3, 13, 1))

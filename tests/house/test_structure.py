@@ -9,16 +9,29 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # What a room may import besides the standard library and itself; `parallel.axes` is one module of a room.
 MAY_IMPORT = {
-    'configs': {'ml_collections'},
-    'data': {'numpy', 'grain', 'sentencepiece', 'tokenizers', 'datasets', 'pyarrow'},
-    'inference': {'jax', 'numpy', 'model'},
-    'model': {'jax', 'numpy', 'flax', 'pallas_kernels', 'parallel.axes'},
-    'objectives': {'jax', 'numpy', 'model', 'parallel.axes'},
-    'pallas_kernels': {'jax', 'numpy'},
-    'parallel': {'jax', 'numpy'},
-    'precision': {'jax', 'numpy'},
-    'training': {'jax', 'numpy', 'optax', 'orbax', 'matplotlib', 'ml_collections', 'rich', 'tensorboardX',
-                 'data', 'model', 'objectives', 'parallel', 'precision'},
+  'configs': {'ml_collections'},
+  'data': {'numpy', 'grain', 'sentencepiece', 'tokenizers', 'datasets', 'pyarrow'},
+  'inference': {'jax', 'numpy', 'model'},
+  'model': {'jax', 'numpy', 'flax', 'pallas_kernels', 'parallel.axes'},
+  'objectives': {'jax', 'numpy', 'model', 'parallel.axes'},
+  'pallas_kernels': {'jax', 'numpy'},
+  'parallel': {'jax', 'numpy'},
+  'precision': {'jax', 'numpy'},
+  'training': {
+    'jax',
+    'numpy',
+    'optax',
+    'orbax',
+    'matplotlib',
+    'ml_collections',
+    'rich',
+    'tensorboardX',
+    'data',
+    'model',
+    'objectives',
+    'parallel',
+    'precision',
+  },
 }
 NOT_ROOMS = {'tests', 'benchmarks', 'notebooks', 'scripts', 'build', 'dist', 'runs'}
 MESH_AXES = {'data', 'fsdp', 'tensor', 'sequence', 'pipeline', 'expert'}
@@ -29,8 +42,11 @@ def python_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def rooms(root: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith('.')
-                and folder.name not in NOT_ROOMS and python_files(folder))
+  return sorted(
+    folder
+    for folder in root.iterdir()
+    if folder.is_dir() and not folder.name.startswith('.') and folder.name not in NOT_ROOMS and python_files(folder)
+  )
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -64,9 +80,11 @@ def stray_mesh_axes(root: pathlib.Path) -> list[str]:
       continue
     # `data` is also an English word; only where jax is in the room can it be an axis.
     names = MESH_AXES if 'jax' in MAY_IMPORT.get(room, ()) else MESH_AXES - {'data'}
-    found += [f'{file.relative_to(root)}:{node.lineno} names the mesh axis {node.value!r}'
-              for node in ast.walk(ast.parse(file.read_text()))
-              if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names]
+    found += [
+      f'{file.relative_to(root)}:{node.lineno} names the mesh axis {node.value!r}'
+      for node in ast.walk(ast.parse(file.read_text()))
+      if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names
+    ]
   return found
 
 
@@ -87,7 +105,9 @@ def test_entry_points_parse_flags_and_call_one_function():
     assert len(file.read_text().splitlines()) < 150, f'{file.name} has 150 lines or more; move code into a room'
 
 
-@pytest.mark.parametrize('file, code, finds, said', [
+@pytest.mark.parametrize(
+  'file, code, finds, said',
+  [
     ('model/x.py', 'from training import loop', forbidden_imports, 'model/x.py imports training.loop'),
     ('model/x.py', 'from parallel import rules', forbidden_imports, 'model/x.py imports parallel.rules'),
     ('data/x.py', 'def f():\n  import jax.numpy as jnp', forbidden_imports, 'data/x.py imports jax.numpy'),
@@ -95,20 +115,24 @@ def test_entry_points_parse_flags_and_call_one_function():
     ('configs/x.py', 'import numpy', forbidden_imports, 'configs/x.py imports numpy'),
     ('model/x.py', "axis = 'data'", stray_mesh_axes, "model/x.py:1 names the mesh axis 'data'"),
     ('train.py', "axis = ('fsdp',)", stray_mesh_axes, "train.py:1 names the mesh axis 'fsdp'"),
-])
+  ],
+)
 def test_a_house_with_a_defect_is_found_out(tmp_path, file, code, finds, said):
   (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
   (tmp_path / file).write_text(code)
   assert finds(tmp_path) == [said]
 
 
-@pytest.mark.parametrize('file, code', [
+@pytest.mark.parametrize(
+  'file, code',
+  [
     ('model/x.py', 'import functools\nimport jax.numpy as jnp\nfrom parallel import axes as ax'),
     ('model/x.py', 'from model import layers'),
     ('model/x.py', 'from parallel.axes import constrain'),
     ('data/x.py', "key = {'data': 1}\nfrom collections import abc"),
     ('parallel/x.py', "axis = 'data'"),
-])
+  ],
+)
 def test_a_sound_house_passes(tmp_path, file, code):
   (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
   (tmp_path / file).write_text(code)

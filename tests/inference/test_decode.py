@@ -19,12 +19,12 @@ VOCAB, LENGTH = 50, 48
 GREEDY = Sampling()
 PROMPTS = [[1, 5, 9, 2, 30, 31, 7, 11, 13, 40, 41, 42, 3, 3, 3, 17, 20, 19], [1, 8], [1], [1, 30, 31, 5, 22]]
 VARIANTS = {
-    'multi_head_rope': {'num_layers': 2},
-    'grouped_query': {'num_kv_heads': 2},
-    'multi_query': {'num_kv_heads': 1, 'attention': {'qk_norm': True}},
-    'learned': {'positions': 'learned', 'max_length': 64, 'norm': 'layernorm', 'use_bias': True, 'gated_mlp': False},
-    'sinusoidal_post_norm': {'positions': 'sinusoidal', 'norm_position': 'post'},
-    'no_positions_untied': {'positions': 'none', 'tie_embeddings': False},
+  'multi_head_rope': {'num_layers': 2},
+  'grouped_query': {'num_kv_heads': 2},
+  'multi_query': {'num_kv_heads': 1, 'attention': {'qk_norm': True}},
+  'learned': {'positions': 'learned', 'max_length': 64, 'norm': 'layernorm', 'use_bias': True, 'gated_mlp': False},
+  'sinusoidal_post_norm': {'positions': 'sinusoidal', 'norm_position': 'post'},
+  'no_positions_untied': {'positions': 'none', 'tie_embeddings': False},
 }
 
 
@@ -44,8 +44,18 @@ def _tiny_model(changes):
 def generate(model, params, prompts, sampling=GREEDY, max_new_tokens=20, eos_id=-1, rows=None, seeds=None):
   rows = rows or len(prompts)
   keys = jax.vmap(jax.random.key)(np.array(seeds or range(rows)))
-  chunks = list(decode.decode(model, model.unstacked(params), decode.pad(prompts, rows), sampling,
-                              decode.Vocabulary(VOCAB, eos_id), keys, np.arange(rows) < len(prompts), max_new_tokens))
+  chunks = list(
+    decode.decode(
+      model,
+      model.unstacked(params),
+      decode.pad(prompts, rows),
+      sampling,
+      decode.Vocabulary(VOCAB, eos_id),
+      keys,
+      np.arange(rows) < len(prompts),
+      max_new_tokens,
+    )
+  )
   tokens = np.concatenate([chunk.tokens_BxC for chunk in chunks], axis=1)
   return tokens, np.concatenate([chunk.logprobs_BxC for chunk in chunks], axis=1)
 
@@ -58,9 +68,9 @@ def forward(model, params, tokens, positions, segment_ids):
 def full_logits(model, params, row):
   positions = np.arange(LENGTH, dtype=np.int32)[None]
   tokens = np.zeros_like(positions)
-  tokens[0, :len(row)] = row
+  tokens[0, : len(row)] = row
   logits = forward(model, params, tokens, positions, (positions < len(row)).astype(np.int32))
-  return np.array(logits)[0, :len(row), :VOCAB]
+  return np.array(logits)[0, : len(row), :VOCAB]
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
@@ -68,7 +78,7 @@ def test_greedy_decoding_of_unequal_prompts_equals_the_full_forward(variant):
   model, params = tiny_model(**VARIANTS[variant])
   tokens, logprobs = generate(model, params, PROMPTS)
   for prompt, new, new_logprobs in zip(PROMPTS, tokens.tolist(), logprobs, strict=True):
-    logits = full_logits(model, params, prompt + new[:-1])[len(prompt) - 1:]
+    logits = full_logits(model, params, prompt + new[:-1])[len(prompt) - 1 :]
     np.testing.assert_array_equal(logits.argmax(axis=-1), new)
     expected = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.array(new)[:, None], axis=-1)[:, 0]
     np.testing.assert_allclose(new_logprobs, expected, rtol=1e-4, atol=1e-5)
@@ -81,10 +91,11 @@ def test_cached_logits_equal_those_of_the_full_forward():
   stepwise = [logits]
   extend = jax.jit(model.extend)
   for position in range(10, len(row)):
-    logits, cache = extend(params, cache, jnp.array(row[position:position + 1]), jnp.array([position]))
+    logits, cache = extend(params, cache, jnp.array(row[position : position + 1]), jnp.array([position]))
     stepwise.append(logits)
-  np.testing.assert_allclose(np.concatenate(stepwise)[:, :VOCAB], full_logits(model, params, row)[9:], rtol=1e-4,
-                             atol=1e-5)
+  np.testing.assert_allclose(
+    np.concatenate(stepwise)[:, :VOCAB], full_logits(model, params, row)[9:], rtol=1e-4, atol=1e-5
+  )
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it():
@@ -92,7 +103,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
   sampling = Sampling(temperature=1.0, top_p=0.9)
   together, _ = generate(model, params, PROMPTS, sampling)
   for i in (1, 3):
-    alone, _ = generate(model, params, PROMPTS[i:i + 1], sampling, seeds=[i])
+    alone, _ = generate(model, params, PROMPTS[i : i + 1], sampling, seeds=[i])
     np.testing.assert_array_equal(alone[0], together[i])
 
 
@@ -135,7 +146,7 @@ def test_the_repetition_penalty_counts_prompt_and_new_tokens_but_not_the_first_m
   penalty = 1.7
   tokens, _ = generate(model, params, PROMPTS, Sampling(repetition_penalty=penalty))
   for prompt, new in zip(PROMPTS, tokens.tolist(), strict=True):
-    logits = full_logits(model, params, prompt + new[:-1])[len(prompt) - 1:]
+    logits = full_logits(model, params, prompt + new[:-1])[len(prompt) - 1 :]
     for i, (row, token) in enumerate(zip(logits, new, strict=True)):
       seen = sorted(set(prompt[1:] + new[:i]))
       row[seen] = np.where(row[seen] > 0, row[seen] / penalty, row[seen] * penalty)
@@ -147,8 +158,8 @@ def test_prompts_are_padded_to_powers_of_two(lengths, slots):
   prompts = decode.pad([list(range(1, length + 1)) for length in lengths], len(lengths))
   assert prompts.tokens_BxP.shape == (len(lengths), slots)
   for row, length in enumerate(lengths):
-    np.testing.assert_array_equal(prompts.tokens_BxP[row, slots - length:], np.arange(1, length + 1))
-    np.testing.assert_array_equal(prompts.positions_BxP[row, slots - length:], np.arange(length))
+    np.testing.assert_array_equal(prompts.tokens_BxP[row, slots - length :], np.arange(1, length + 1))
+    np.testing.assert_array_equal(prompts.positions_BxP[row, slots - length :], np.arange(length))
     np.testing.assert_array_equal(prompts.segment_ids_BxP[row], np.arange(slots) >= slots - length)
 
 

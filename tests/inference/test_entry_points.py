@@ -27,8 +27,15 @@ def make_run(directory, scale):
   corpus = directory / 'corpus.txt'
   corpus.write_text('\n\n'.join(f'Document {i} of the corpus, überall.' for i in range(40)), encoding='utf-8')
   config = base.get_config()
-  config.data.update(corpus='text', path=str(corpus), document='blank-line', tokenizer='bytes', sequence_length=32,
-                     batch_tokens=256, validation_fraction=0.25)
+  config.data.update(
+    corpus='text',
+    path=str(corpus),
+    document='blank-line',
+    tokenizer='bytes',
+    sequence_length=32,
+    batch_tokens=256,
+    validation_fraction=0.25,
+  )
   config.model.update(vocab_size=320, num_layers=1, embed_dim=16, num_heads=2)
   with config.unlocked():
     config.model = model_lib.resolve(config.model)
@@ -78,21 +85,25 @@ def test_one_prompt_gives_one_text_streamed_or_not(workdir, command):
 
 
 def test_prompts_come_from_standard_input_a_line_each(workdir, command):
-  status, out, _ = command(generate, f'--workdir={workdir}', '--max_new_tokens=4', '--num_beams=2',
-                           stdin='eins\nzwölf\n'.encode())
+  status, out, _ = command(
+    generate, f'--workdir={workdir}', '--max_new_tokens=4', '--num_beams=2', stdin='eins\nzwölf\n'.encode()
+  )
   assert status == 0
   first, second = out.removesuffix('\n').split('\n---\n')
   assert first.startswith('eins') and second.startswith('zwölf')
 
 
-@pytest.mark.parametrize('arguments, stdin, status, words', [
+@pytest.mark.parametrize(
+  'arguments, stdin, status, words',
+  [
     (['--prompt=x', '--top_p=2'], b'', 1, 'top_p is 2.0'),
     (['--prompt=x', '--step=3'], b'', 1, 'it has: 7'),
     ([], b'', 1, 'no prompt on standard input'),
     (['--prompt=-'], b'caf\xe9', 1, 'is no UTF-8 text'),
     (['--prompt=x', '--top_k=many'], b'', 2, 'invalid int value'),
     (['--prompt=x', '--temprature=1'], b'', 2, 'unrecognized arguments'),
-])
+  ],
+)
 def test_mistakes_in_generate_are_said_in_words(workdir, command, arguments, stdin, status, words):
   given, out, err = command(generate, f'--workdir={workdir}', *arguments, stdin=stdin)
   assert given == status and words in err and out == ''

@@ -42,8 +42,9 @@ def test_draws_of_a_prompt_depend_on_the_seed_and_not_on_batches(monkeypatch):
 def test_tokens_come_as_they_are_generated():
   run = make_run()
   calls = []
-  [one] = inference.generate(run, ['The'], max_new_tokens=30, stop_at_eos=False,
-                             on_tokens=lambda index, tokens: calls.append((index, tokens)))
+  [one] = inference.generate(
+    run, ['The'], max_new_tokens=30, stop_at_eos=False, on_tokens=lambda index, tokens: calls.append((index, tokens))
+  )
   assert [token for _, tokens in calls for token in tokens] == one.tokens
   assert len(one.tokens) == 30 and {index for index, _ in calls} == {0}
   assert len(calls) > 3
@@ -94,7 +95,9 @@ def test_learned_positions_limit_the_text_and_samples_end_there():
   assert len(inference.sample_texts(run.decoder, run.params, run.tokenizer, ['four', ''], 64, 0)) == 2
 
 
-@pytest.mark.parametrize('options, words', [
+@pytest.mark.parametrize(
+  'options, words',
+  [
     ({'max_new_tokens': 0}, 'max_new_tokens is 0; it must be at least 1'),
     ({'temperature': -1.0}, 'temperature is -1.0'),
     ({'temperature': float('nan')}, 'temperature is nan'),
@@ -108,7 +111,8 @@ def test_learned_positions_limit_the_text_and_samples_end_there():
     ({'num_beams': 2, 'top_k': 5}, 'beam search does not sample'),
     ({'num_beams': 2, 'on_tokens': print}, 'leave out on_tokens'),
     ({'prompts': 'text'}, 'give a list of texts'),
-])
+  ],
+)
 def test_wrong_arguments_are_refused_in_words(options, words):
   run = make_run()
   with pytest.raises(ValueError, match=words):
@@ -126,8 +130,10 @@ def test_generation_runs_in_the_precision_of_training_from_weights_rounded_once(
   decoder = precision.Decoder(run.decoder.model, precision.policy(config.precision))
   stream = decode.pad([[1, 2, 3]], 1).stream
   params = decoder.unstacked(run.params, stream)
-  dtypes = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.dtype.name
-            for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+  dtypes = {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf.dtype.name
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
   assert dtypes['layers/0/mlp/up/kernel'] == dtypes['layers/0/attention/query/kernel'] == 'bfloat16'
   assert dtypes['embedding/table'] == dtypes['final_norm/scale'] == 'float32'  # looked up; not a product's
   wide, _ = jax.jit(lambda p: decoder.prefill(p, stream, 32))(run.decoder.model.unstacked(run.params))

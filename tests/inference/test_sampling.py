@@ -14,9 +14,9 @@ from inference import sampling
 
 GOLDEN = np.load(pathlib.Path(__file__).resolve().parents[1] / 'golden' / 'sampling.npz')
 keep_top_k, keep_top_p, keep_min_p = (
-    jax.jit(function) for function in (sampling.keep_top_k, sampling.keep_top_p, sampling.keep_min_p))
-LOGITS = hypothesis.extra.numpy.arrays(
-    np.float32, (3, 16), elements=st.floats(-20, 20, width=32), unique=True)
+  jax.jit(function) for function in (sampling.keep_top_k, sampling.keep_top_p, sampling.keep_min_p)
+)
+LOGITS = hypothesis.extra.numpy.arrays(np.float32, (3, 16), elements=st.floats(-20, 20, width=32), unique=True)
 
 
 def seen(history, vocab_size):
@@ -27,17 +27,19 @@ def kept(logits):
   return np.isfinite(np.asarray(logits))
 
 
-@pytest.mark.parametrize('name, options', [
+@pytest.mark.parametrize(
+  'name, options',
+  [
     ('top_k_7', {'top_k': 7}),
     ('top_p_0.8', {'top_p': 0.8}),
     ('min_p_0.1', {'min_p': 0.1}),
     ('repetition_penalty_1.3', {'repetition_penalty': 1.3}),
     ('all', {'repetition_penalty': 1.3, 'temperature': 0.7, 'top_k': 20, 'top_p': 0.9, 'min_p': 0.02}),
-])
+  ],
+)
 def test_agrees_with_transformers(name, options):
   logits = GOLDEN['logits']
-  processed = jax.jit(sampling.process)(
-      logits, sampling.Sampling(**options), seen(GOLDEN['history'], logits.shape[-1]))
+  processed = jax.jit(sampling.process)(logits, sampling.Sampling(**options), seen(GOLDEN['history'], logits.shape[-1]))
   np.testing.assert_allclose(processed, GOLDEN[name], rtol=1e-6)
 
 
@@ -71,7 +73,8 @@ def test_ties_with_the_last_kept_token_are_kept():
 
 def test_a_repetition_penalty_lowers_positive_and_negative_logits_of_seen_tokens():
   processed = sampling.penalize_repetition(
-      jnp.array([[2.0, -2.0, 2.0, -2.0]]), jnp.array([[True, True, False, False]]), 2.0)
+    jnp.array([[2.0, -2.0, 2.0, -2.0]]), jnp.array([[True, True, False, False]]), 2.0
+  )
   np.testing.assert_allclose(processed, [[1.0, -4.0, 2.0, -2.0]])
 
 

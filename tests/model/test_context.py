@@ -19,8 +19,17 @@ PREFIX = np.array([[0, 0, 0, 3, 4, 5, 6]], np.int32)
 
 def decoder(**changes):
   model_config = base.get_config().model
-  model_config.update({'vocab_size': 64, 'num_layers': 2, 'embed_dim': 32, 'num_heads': 4, 'num_kv_heads': 2,
-                       'init_scale': 0.3, **changes})
+  model_config.update(
+    {
+      'vocab_size': 64,
+      'num_layers': 2,
+      'embed_dim': 32,
+      'num_heads': 4,
+      'num_kv_heads': 2,
+      'init_scale': 0.3,
+      **changes,
+    }
+  )
   return model_lib.build(model_config)
 
 
@@ -29,12 +38,16 @@ def row(order=None, length=LENGTH):
   return Stream(tokens, jnp.arange(length, dtype=jnp.int32)[None], jnp.ones((1, length), jnp.int32), order)
 
 
-@pytest.mark.parametrize('visibility, order, mask', [
+@pytest.mark.parametrize(
+  'visibility, order, mask',
+  [
     (Visibility.CAUSAL, None, np.tril(np.ones((LENGTH, LENGTH), bool))),
     (Visibility.BIDIRECTIONAL, None, np.ones((LENGTH, LENGTH), bool)),
     (Visibility.PREFIX, PREFIX, PREFIX[0][None, :] <= PREFIX[0][:, None]),
     (Visibility.ORDER, RANKS, RANKS[0][None, :] <= RANKS[0][:, None]),
-], ids=lambda value: getattr(value, 'value', ''))
+  ],
+  ids=lambda value: getattr(value, 'value', ''),
+)
 def test_a_token_depends_on_exactly_those_it_sees(visibility, order, mask):
   model, params = decoder(num_layers=1)
   stream = row(order)
@@ -59,11 +72,16 @@ def test_a_prefix_model_generates_as_it_reads():
     np.testing.assert_allclose(step, logits[:, i], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('visibility, order, cached, words', [
-    (Visibility.PREFIX, None, False, 'needs Stream.order'), (Visibility.ORDER, None, False, 'needs Stream.order'),
-    (Visibility.CAUSAL, RANKS, False, 'leave it None'), (Visibility.BIDIRECTIONAL, None, True, 'cannot go on'),
+@pytest.mark.parametrize(
+  'visibility, order, cached, words',
+  [
+    (Visibility.PREFIX, None, False, 'needs Stream.order'),
+    (Visibility.ORDER, None, False, 'needs Stream.order'),
+    (Visibility.CAUSAL, RANKS, False, 'leave it None'),
+    (Visibility.BIDIRECTIONAL, None, True, 'cannot go on'),
     (Visibility.ORDER, RANKS, True, 'cannot go on'),
-])
+  ],
+)
 def test_what_makes_no_sense_is_refused_in_words(visibility, order, cached, words):
   with pytest.raises(ValueError, match=words):
     for_self_attention(row(order), visibility, cache=Cache.empty(1, 1, 8, 1, 4) if cached else None)
@@ -91,8 +109,10 @@ def test_cross_attention_sees_the_other_stack_within_its_segment():
   module, context, x_q, x_kv = cross_attention()
   out, cache = module(x_q, x_kv, context, None, None)
   assert cache is None
-  q, k, v = (jnp.einsum('BLD,DHK->BLHK', x, projection.kernel[...])
-             for x, projection in ((x_q, module.query), (x_kv, module.key), (x_kv, module.value)))
+  q, k, v = (
+    jnp.einsum('BLD,DHK->BLHK', x, projection.kernel[...])
+    for x, projection in ((x_q, module.query), (x_kv, module.key), (x_kv, module.value))
+  )
   k, v = (jnp.repeat(x, 2, axis=2) for x in (k, v))
   visible = context.queries.segment_ids[:, None, :, None] == context.keys.segment_ids[:, None, None, :]
   logits = jnp.where(visible, jnp.einsum('BQHK,BSHK->BHQS', q, k) / np.sqrt(8), -np.inf)

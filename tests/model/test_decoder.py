@@ -1,4 +1,5 @@
 """Properties of the decoder: who sees whom, equivalent layouts, sizes of known models."""
+
 import dataclasses
 import functools
 import itertools
@@ -91,8 +92,9 @@ def test_no_output_depends_on_another_document_or_on_padding():
 def test_relative_positions_do_not_notice_a_shift(positions):
   model, params = model_lib.build(tiny(positions=positions))
   stream = plain(2, 12)
-  here, there = (hidden(model, params, dataclasses.replace(stream, positions=stream.positions + shift))
-                 for shift in (0, 100))
+  here, there = (
+    hidden(model, params, dataclasses.replace(stream, positions=stream.positions + shift)) for shift in (0, 100)
+  )
   np.testing.assert_allclose(here, there, atol=2e-5)
 
 

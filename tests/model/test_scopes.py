@@ -38,17 +38,31 @@ def traced(gradient=False, **changes):
 
 
 def modules(params) -> set[str]:
-  return {jax.tree_util.keystr(path[:-1], simple=True, separator='/')
-          for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+  return {
+    jax.tree_util.keystr(path[:-1], simple=True, separator='/')
+    for path, _ in jax.tree_util.tree_leaves_with_path(params)
+  }
 
 
-@pytest.mark.parametrize('changes', [
-    {'layer_loop': 'scan'}, {'layer_loop': 'unroll'}, {'layer_loop': 'scan', 'remat': 'full'},
-    {'positions': 'learned', 'max_length': 8, 'norm': 'layernorm', 'use_bias': True, 'gated_mlp': False,
-     'tie_embeddings': False},
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'layer_loop': 'scan'},
+    {'layer_loop': 'unroll'},
+    {'layer_loop': 'scan', 'remat': 'full'},
+    {
+      'positions': 'learned',
+      'max_length': 8,
+      'norm': 'layernorm',
+      'use_bias': True,
+      'gated_mlp': False,
+      'tie_embeddings': False,
+    },
     {'attention': {'window': 4, 'pattern': ('local', 'global'), 'qk_norm': True}, 'layer_loop': 'unroll'},
     {'attention': {'window': 4, 'pattern': ('local', 'global')}, 'layer_loop': 'scan'},
-], ids=str)
+  ],
+  ids=str,
+)
 def test_every_parameter_is_used_in_the_scope_of_its_path(changes):
   params, found = traced(**changes)
   paths = {path for path, _ in found}
@@ -64,10 +78,16 @@ def test_every_parameter_is_used_in_the_scope_of_its_path(changes):
 @pytest.mark.parametrize('layer_loop', ['scan', 'unroll'])
 def test_gradients_of_matmuls_name_their_module_too(layer_loop):
   params, found = traced(gradient=True, layer_loop=layer_loop)
-  plain = {re.sub(r'\w+\((.*?)\)', r'\1', path).replace('(', '').replace(')', '').replace('//', '/')
-           for path, eqn in found if eqn.primitive.name == 'dot_general'}
-  kernels = {jax.tree_util.keystr(path[:-1], simple=True, separator='/')
-             for path, _ in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == 'kernel'}
+  plain = {
+    re.sub(r'\w+\((.*?)\)', r'\1', path).replace('(', '').replace(')', '').replace('//', '/')
+    for path, eqn in found
+    if eqn.primitive.name == 'dot_general'
+  }
+  kernels = {
+    jax.tree_util.keystr(path[:-1], simple=True, separator='/')
+    for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    if path[-1].key == 'kernel'
+  }
   for name in kernels | {'head'}:
     assert any(name in path for path in plain), (name, sorted(plain))
   assert all(any(name in path for name in (*kernels, 'head', 'layers/attention')) for path in plain), sorted(plain)

@@ -28,11 +28,14 @@ def _over_rows_and_heads(mesh):
   return axes.activation_sharding(mesh, lambda given: jax.sharding.PartitionSpec(*map(names.get, given)))
 
 
-@pytest.mark.parametrize('fields', [
-  {'dropout_rate': 0.3, 'causal': True},
-  {'dropout_rate': 0.3, 'segmented': True, 'bias': (8, 1), 'learned': True},
-  {'bias': (1, 4)},
-])
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'dropout_rate': 0.3, 'causal': True},
+    {'dropout_rate': 0.3, 'segmented': True, 'bias': (8, 1), 'learned': True},
+    {'bias': (1, 4)},
+  ],
+)
 def test_parts_give_what_the_whole_gives_dropout_and_gradients_included(mesh, fields):
   normal = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
   fields = dict(fields)
@@ -75,9 +78,7 @@ def test_every_device_holds_only_its_rows_and_heads(mesh):
 
 def _loss(attention_dropout_rate=0.0):
   config = base.get_config()
-  config.model.update({
-    'vocab_size': 64, 'num_layers': 2, 'embed_dim': 32, 'num_heads': 2, 'num_kv_heads': 1,
-  })
+  config.model.update({'vocab_size': 64, 'num_layers': 2, 'embed_dim': 32, 'num_heads': 2, 'num_kv_heads': 1})
   config.model.attention.update(implementation='blockwise', dropout_rate=attention_dropout_rate)
   model, params = model_lib.build(config.model)
   return objectives.create(config.objective).loss(model), params
@@ -112,10 +113,17 @@ def test_the_model_drops_the_same_on_a_mesh_as_on_one_device(mesh):
 @pytest.mark.parametrize('devices', [1, 8])
 def test_the_model_in_bfloat16_reaches_the_kernels_of_a_gpu(mesh, devices, length, remat):
   config = base.get_config()
-  config.model.update({
-    'vocab_size': 64, 'num_layers': 2, 'embed_dim': 128, 'num_heads': 2, 'num_kv_heads': 1, 'max_length': length,
-    'remat': remat,
-  })
+  config.model.update(
+    {
+      'vocab_size': 64,
+      'num_layers': 2,
+      'embed_dim': 128,
+      'num_heads': 2,
+      'num_kv_heads': 1,
+      'max_length': length,
+      'remat': remat,
+    }
+  )
   model, params = model_lib.build(config.model)
   objective = objectives.create(config.objective)
   loss = precision.bf16(objective.loss(model))

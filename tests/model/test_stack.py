@@ -17,8 +17,18 @@ LENGTH = 12
 
 def local_global(num_layers=8, locals_=5, **changes):
   model_config = base.get_config().model
-  model_config.update({'vocab_size': 64, 'num_layers': num_layers, 'embed_dim': 16, 'num_heads': 2, 'mlp_dim': 24,
-                       'init_scale': 0.2, 'positions': 'none', **changes})
+  model_config.update(
+    {
+      'vocab_size': 64,
+      'num_layers': num_layers,
+      'embed_dim': 16,
+      'num_heads': 2,
+      'mlp_dim': 24,
+      'init_scale': 0.2,
+      'positions': 'none',
+      **changes,
+    }
+  )
   model_config.attention.update(window=3, pattern=('local',) * locals_ + ('global',))
   return model_config
 
@@ -28,8 +38,9 @@ def test_what_does_not_repeat_is_a_segment_of_its_own():
     model_config = base.get_config().model
     model_config.num_layers = num_layers
     model_config.attention.update(window=window, pattern=pattern)
-    return [(tuple(spec.window for spec in segment.pattern), segment.repeats)
-            for segment in block.segments(model_config)]
+    return [
+      (tuple(spec.window for spec in segment.pattern), segment.repeats) for segment in block.segments(model_config)
+    ]
 
   assert segments(6, ('global',), 0) == [((0,), 6)]
   assert segments(6, ('local',)) == [((4,), 6)]
@@ -39,11 +50,16 @@ def test_what_does_not_repeat_is_a_segment_of_its_own():
   assert segments(2, ('local', 'local', 'global')) == [((4,), 2)]
 
 
-@pytest.mark.parametrize('changes, words', [
-    ({'window': 4}, 'do not agree'), ({'pattern': ('local', 'global')}, 'do not agree'),
-    ({'pattern': ()}, 'one or more of'), ({'pattern': ('locl',), 'window': 4}, 'choose one of global, local'),
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'window': 4}, 'do not agree'),
+    ({'pattern': ('local', 'global')}, 'do not agree'),
+    ({'pattern': ()}, 'one or more of'),
+    ({'pattern': ('locl',), 'window': 4}, 'choose one of global, local'),
     ({'window': -1}, 'at least 0'),
-])
+  ],
+)
 def test_a_pattern_that_is_none_is_refused_in_words(changes, words):
   model_config = base.get_config().model
   model_config.vocab_size = 64
@@ -65,8 +81,9 @@ def by_hand(params, tokens):
   norm = lambda x, scale: x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-5) * scale
   distance = np.subtract.outer(np.arange(LENGTH), np.arange(LENGTH))
   x = params['embedding']['table'][tokens]
-  in_order = [(params['layers'][f'block_{j}'], 0, j < 5) for j in range(6)] + [(params['layers_1'], i, True)
-                                                                              for i in range(2)]
+  in_order = [(params['layers'][f'block_{j}'], 0, j < 5) for j in range(6)] + [
+    (params['layers_1'], i, True) for i in range(2)
+  ]
   for stacked, index, is_local in in_order:
     p = jax.tree.map(lambda leaf, index=index: leaf[index], stacked)
     y = norm(x, p['attention_norm']['scale'])
@@ -103,8 +120,12 @@ def test_dropout_of_segments_is_the_same_scanned_and_unrolled():
   _, params = model_lib.build(local_global())
   tokens = jnp.arange(LENGTH, dtype=jnp.int32)[None]
   stream = Stream(tokens, tokens, jnp.ones_like(tokens))
-  scanned, unrolled = (jax.jit(model_lib.create(local_global(layer_loop=loop, dropout_rate=0.3)).hidden)(
-      params, stream, jax.random.key(0))[0] for loop in ('scan', 'unroll'))
+  scanned, unrolled = (
+    jax.jit(model_lib.create(local_global(layer_loop=loop, dropout_rate=0.3)).hidden)(
+      params, stream, jax.random.key(0)
+    )[0]
+    for loop in ('scan', 'unroll')
+  )
   np.testing.assert_allclose(scanned, unrolled, rtol=1e-4, atol=1e-5)
 
 
@@ -114,12 +135,15 @@ def test_a_pattern_of_equal_layers_is_the_plain_model():
   once, twice = (model_lib.create(plain), model_lib.create(plain))
   object.__setattr__(twice.stack, 'segments', (stack.Segment((block.BlockSpec(), block.BlockSpec()), 4),))
   _, params = model_lib.build(plain)
-  paired = {**params, 'layers': {f'block_{j}': jax.tree.map(lambda leaf, j=j: leaf[j::2], params['layers'])
-                                 for j in range(2)}}
+  paired = {
+    **params,
+    'layers': {f'block_{j}': jax.tree.map(lambda leaf, j=j: leaf[j::2], params['layers']) for j in range(2)},
+  }
   tokens = jnp.arange(LENGTH, dtype=jnp.int32)[None]
   stream = Stream(tokens, tokens, jnp.ones_like(tokens))
-  np.testing.assert_array_equal(once.hidden(params, stream, jax.random.key(1))[0],
-                                twice.hidden(paired, stream, jax.random.key(1))[0])
+  np.testing.assert_array_equal(
+    once.hidden(params, stream, jax.random.key(1))[0], twice.hidden(paired, stream, jax.random.key(1))[0]
+  )
 
 
 def test_decoding_through_windows_equals_one_pass():
@@ -151,8 +175,9 @@ class Toy(layers.Module):
 @pytest.mark.parametrize('layer_loop', ['scan', 'unroll'])
 @pytest.mark.parametrize('remat', ['none', 'full'])
 def test_metrics_of_all_layers_are_added_up(layer_loop, remat):
-  toys = stack.Stack((stack.Segment(('a', 'b'), 3), stack.Segment(('b',), 2)),
-                     lambda scope, spec, *, rngs: Toy(scope, spec, rngs=rngs))
+  toys = stack.Stack(
+    (stack.Segment(('a', 'b'), 3), stack.Segment(('b',), 2)), lambda scope, spec, *, rngs: Toy(scope, spec, rngs=rngs)
+  )
   params = toys.init(jax.random.key(0))
   assert toys.logical_axes()['layers']['block_1']['scale'] == ('layers', 'embed')
 

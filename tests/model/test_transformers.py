@@ -21,18 +21,25 @@ def gpt2_params(arrays) -> dict:
     get = lambda name: arrays[f'transformer.h.{i}.{name}']
     norm = lambda name: {'scale': get(f'{name}.weight'), 'bias': get(f'{name}.bias')}
     linear = lambda name: {'kernel': get(f'{name}.weight'), 'bias': get(f'{name}.bias')}
-    qkv = zip(('query', 'key', 'value'), np.split(get('attn.c_attn.weight'), 3, axis=1),
-              np.split(get('attn.c_attn.bias'), 3))
+    qkv = zip(
+      ('query', 'key', 'value'), np.split(get('attn.c_attn.weight'), 3, axis=1), np.split(get('attn.c_attn.bias'), 3)
+    )
     attention = {name: {'kernel': kernel.reshape(16, 4, 4), 'bias': bias.reshape(4, 4)} for name, kernel, bias in qkv}
     out = linear('attn.c_proj')
     attention['out'] = {'kernel': out['kernel'].reshape(4, 4, 16), 'bias': out['bias']}
-    return {'attention_norm': norm('ln_1'), 'attention': attention, 'mlp_norm': norm('ln_2'),
-            'mlp': {'up': linear('mlp.c_fc'), 'down': linear('mlp.c_proj')}}
+    return {
+      'attention_norm': norm('ln_1'),
+      'attention': attention,
+      'mlp_norm': norm('ln_2'),
+      'mlp': {'up': linear('mlp.c_fc'), 'down': linear('mlp.c_proj')},
+    }
 
   return {
-      'embedding': {'table': arrays['transformer.wte.weight']}, 'position': {'table': arrays['transformer.wpe.weight']},
-      'final_norm': {'scale': arrays['transformer.ln_f.weight'], 'bias': arrays['transformer.ln_f.bias']},
-      'layers': jax.tree.map(lambda *layers: np.stack(layers), layer(0), layer(1))}
+    'embedding': {'table': arrays['transformer.wte.weight']},
+    'position': {'table': arrays['transformer.wpe.weight']},
+    'final_norm': {'scale': arrays['transformer.ln_f.weight'], 'bias': arrays['transformer.ln_f.bias']},
+    'layers': jax.tree.map(lambda *layers: np.stack(layers), layer(0), layer(1)),
+  }
 
 
 def llama_params(arrays) -> dict:
@@ -41,25 +48,40 @@ def llama_params(arrays) -> dict:
   def layer(i):
     get = lambda name: arrays[f'model.layers.{i}.{name}.weight']
     heads = lambda name: {'kernel': get(f'self_attn.{name}').T.reshape(16, -1, 4)}
-    attention = {'query': heads('q_proj'), 'key': heads('k_proj'), 'value': heads('v_proj'),
-                 'out': {'kernel': get('self_attn.o_proj').T.reshape(4, 4, 16)}}
+    attention = {
+      'query': heads('q_proj'),
+      'key': heads('k_proj'),
+      'value': heads('v_proj'),
+      'out': {'kernel': get('self_attn.o_proj').T.reshape(4, 4, 16)},
+    }
     mlp = {name: {'kernel': get(f'mlp.{name}_proj').T} for name in ('gate', 'up', 'down')}
-    return {'attention_norm': {'scale': get('input_layernorm')}, 'attention': attention,
-            'mlp_norm': {'scale': get('post_attention_layernorm')}, 'mlp': mlp}
+    return {
+      'attention_norm': {'scale': get('input_layernorm')},
+      'attention': attention,
+      'mlp_norm': {'scale': get('post_attention_layernorm')},
+      'mlp': mlp,
+    }
 
   return {
-      'embedding': {'table': arrays['model.embed_tokens.weight']}, 'head': {'table': arrays['lm_head.weight']},
-      'final_norm': {'scale': arrays['model.norm.weight']},
-      'layers': jax.tree.map(lambda *layers: np.stack(layers), layer(0), layer(1))}
+    'embedding': {'table': arrays['model.embed_tokens.weight']},
+    'head': {'table': arrays['lm_head.weight']},
+    'final_norm': {'scale': arrays['model.norm.weight']},
+    'layers': jax.tree.map(lambda *layers: np.stack(layers), layer(0), layer(1)),
+  }
 
 
 def arrays(prefix):
   return {key.removeprefix(prefix): GOLDEN[key] for key in GOLDEN.files if key.startswith(prefix)}
 
 
-@pytest.mark.parametrize('name, config, sizes, convert', [
+@pytest.mark.parametrize(
+  'name, config, sizes, convert',
+  [
     ('gpt2', gpt2.get_config(), {'max_length': 24}, gpt2_params),
-    ('llama', llama.get_config('8b'), {'num_kv_heads': 2}, llama_params)], ids=['gpt2', 'llama'])
+    ('llama', llama.get_config('8b'), {'num_kv_heads': 2}, llama_params),
+  ],
+  ids=['gpt2', 'llama'],
+)
 def test_equals_transformers(name, config, sizes, convert):
   config.model.update({**SIZES, **sizes})
   model, _ = model_lib.build(config.model)

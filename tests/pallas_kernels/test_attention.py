@@ -36,9 +36,7 @@ def small_blocks():
   patch.setattr(blocks, '_TOGETHER', 10)
   patch.setattr(blocks, '_LOGITS', 128)  # of two heads, of one, or of fewer than all query heads of one
   patch.setattr(tuning, '_LANES', 1)
-  patch.setattr(
-    tuning, 'CAREFUL', tuning.Tuning(tuning.Blocks(8, 16), tuning.Blocks(16, 8))
-  )
+  patch.setattr(tuning, 'CAREFUL', tuning.Tuning(tuning.Blocks(8, 16), tuning.Blocks(16, 8)))
   yield
   patch.undo()
 
@@ -46,13 +44,29 @@ def small_blocks():
 _SHORT = [(19, 19), (40, 40), (24, 7), (1, 33), (31, 40), (5, 1)]
 _LONG = [(600, 600), (599, 257), (1, 600), (333, 48), (130, 513), (300, 1)]
 _OPTIONS = {
-  'batch': [1, 2], 'kv_heads': [1, 2], 'groups': [1, 2, 3], 'head_dim': [1, 8], 'dtype': [jnp.float32, jnp.bfloat16],
-  'causal': [False, True], 'window': [None, 1, 7, 30], 'softcap': [None, 2.0], 'scale': [None, 0.5],
-  'segments': [False, True], 'order': [False, True], 'slopes': [False, True], 'sinks': [False, True],
+  'batch': [1, 2],
+  'kv_heads': [1, 2],
+  'groups': [1, 2, 3],
+  'head_dim': [1, 8],
+  'dtype': [jnp.float32, jnp.bfloat16],
+  'causal': [False, True],
+  'window': [None, 1, 7, 30],
+  'softcap': [None, 2.0],
+  'scale': [None, 0.5],
+  'segments': [False, True],
+  'order': [False, True],
+  'slopes': [False, True],
+  'sinks': [False, True],
   'dropout_rate': [0.0, 0.3],
   # Whether a bias is of the rows of the batch, of the heads and of the queries.
-  'bias': [None, (True, True, True), (False, True, False), (True, False, True), (False, False, False),
-           (False, True, True)],
+  'bias': [
+    None,
+    (True, True, True),
+    (False, True, False),
+    (True, False, True),
+    (False, False, False),
+    (False, True, True),
+  ],
   'bias_dtype': [jnp.float32, jnp.bfloat16],
 }
 
@@ -95,8 +109,9 @@ def _call(case, seed):
 
 def _outputs_and_gradients(case, implementation):
   """Returns a compiled function of a call of the case: outputs and all gradients, by name."""
-  spec = AttentionSpec(causal=case.causal, window=case.window, softcap=case.softcap, scale=case.scale,
-                       dropout_rate=case.dropout_rate)
+  spec = AttentionSpec(
+    causal=case.causal, window=case.window, softcap=case.softcap, scale=case.scale, dropout_rate=case.dropout_rate
+  )
 
   def loss(q, k, v, learned, arrays):
     out, lse = attention(
@@ -154,9 +169,11 @@ def test_it_agrees_with_the_reference(case):
 
 @pytest.mark.slow
 @pytest.mark.proof()
-@pytest.mark.parametrize('implementation, lengths, strength, draws', [
-  ('blockwise', _SHORT, 3, 5), ('blockwise', _LONG, 2, 2), ('tpu', _SHORT, 2, 4), ('tpu', _LONG[:3], 2, 1),
-], ids=['blockwise-short', 'blockwise-long', 'tpu-short', 'tpu-long'])
+@pytest.mark.parametrize(
+  'implementation, lengths, strength, draws',
+  [('blockwise', _SHORT, 3, 5), ('blockwise', _LONG, 2, 2), ('tpu', _SHORT, 2, 4), ('tpu', _LONG[:3], 2, 1)],
+  ids=['blockwise-short', 'blockwise-long', 'tpu-short', 'tpu-long'],
+)
 def test_it_agrees_with_the_reference_at_length(implementation, lengths, strength, draws):
   for case in _cases(lengths, strength):
     _agree(case, [implementation], draws)
@@ -177,7 +194,8 @@ def test_a_row_that_sees_nothing_gives_zeros_and_zero_gradients_whatever_arrives
   @jax.jit
   def run(q, k, v):
     (out, lse), vjp = jax.vjp(
-      lambda *qkv: attention(*qkv, spec, implementation=implementation, return_lse=True), q, k, v)
+      lambda *qkv: attention(*qkv, spec, implementation=implementation, return_lse=True), q, k, v
+    )
     return out, lse, vjp((jnp.ones_like(out), jnp.where(lse > -jnp.inf, 1.0, 7.0)))
 
   with _device(implementation):
@@ -203,7 +221,8 @@ def test_parts_of_the_keys_merge_by_their_lse_in_values_and_gradients(implementa
 
   with _device(implementation):
     ((_, value), gradients), ((_, expected), expected_gradients) = (
-      with_gradients(f) for f in (merged, lambda k, v: call(k, v)[0]))
+      with_gradients(f) for f in (merged, lambda k, v: call(k, v)[0])
+    )
   for one, other in zip((value, *gradients), (expected, *expected_gradients), strict=True):
     np.testing.assert_allclose(one, other, atol=1e-5)
 
@@ -255,23 +274,32 @@ def test_supports_answers_for_every_implementation_in_words():
   assert 'int32' in supports(AttentionSpec(), shapes, jnp.dtype('int32'), Device('cpu'))['blockwise']
 
 
-@pytest.mark.parametrize('changes, message', [
-  ({'implementation': 'gpu'}, r"no attention implementation 'gpu'; use 'auto' or one of \['blockwise', 'cudnn', 'hop"),
-  ({'k': jnp.zeros((2, 19, 3, 8)), 'v': jnp.zeros((2, 19, 3, 8))}, 'kv_heads must divide heads; got 3'),
-  ({'v': jnp.zeros((2, 18, 2, 8))}, 'k, v of one shape'),
-  ({'q': jnp.zeros((2, 19, 4, 4))}, 'agree in batch and head_dim'),
-  ({'q': jnp.zeros((2, 0, 4, 8))}, 'no empty array'),
-  ({'q': jnp.zeros((2, 19, 4, 8), jnp.bfloat16)}, 'one dtype; got bfloat16, float32'),
-  ({'spec': AttentionSpec(window=0)}, 'window must be at least 1'),
-  ({'spec': AttentionSpec(softcap=-1.0)}, 'softcap must be above 0'),
-  ({'spec': AttentionSpec(dropout_rate=1.0)}, r'dropout_rate must be in \[0, 1\)'),
-  ({'spec': AttentionSpec(dropout_rate=0.1)}, 'needs dropout_seed'),
-  ({'spec': AttentionSpec(dropout_offset=jnp.zeros(3, int))}, r'dropout_offset must have shape \(4,\); got \(3,\)'),
-  ({'spec': AttentionSpec(q_segment_ids=jnp.ones((2, 19), int))}, 'q_segment_ids and kv_segment_ids come together'),
-  ({'spec': AttentionSpec(sinks=jnp.zeros(2))}, r'sinks must have shape \(4,\); got \(2,\)'),
-  ({'spec': AttentionSpec(bias=jnp.zeros((2, 2, 19, 19)))}, r'bias must have shape \(2, 4, 19, 19\)'),
-  ({'spec': AttentionSpec(q_order=jnp.ones((2, 19)), kv_order=jnp.ones((2, 19)))}, 'q_order must be of integer dtype'),
-])
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    (
+      {'implementation': 'gpu'},
+      r"no attention implementation 'gpu'; use 'auto' or one of \['blockwise', 'cudnn', 'hop",
+    ),
+    ({'k': jnp.zeros((2, 19, 3, 8)), 'v': jnp.zeros((2, 19, 3, 8))}, 'kv_heads must divide heads; got 3'),
+    ({'v': jnp.zeros((2, 18, 2, 8))}, 'k, v of one shape'),
+    ({'q': jnp.zeros((2, 19, 4, 4))}, 'agree in batch and head_dim'),
+    ({'q': jnp.zeros((2, 0, 4, 8))}, 'no empty array'),
+    ({'q': jnp.zeros((2, 19, 4, 8), jnp.bfloat16)}, 'one dtype; got bfloat16, float32'),
+    ({'spec': AttentionSpec(window=0)}, 'window must be at least 1'),
+    ({'spec': AttentionSpec(softcap=-1.0)}, 'softcap must be above 0'),
+    ({'spec': AttentionSpec(dropout_rate=1.0)}, r'dropout_rate must be in \[0, 1\)'),
+    ({'spec': AttentionSpec(dropout_rate=0.1)}, 'needs dropout_seed'),
+    ({'spec': AttentionSpec(dropout_offset=jnp.zeros(3, int))}, r'dropout_offset must have shape \(4,\); got \(3,\)'),
+    ({'spec': AttentionSpec(q_segment_ids=jnp.ones((2, 19), int))}, 'q_segment_ids and kv_segment_ids come together'),
+    ({'spec': AttentionSpec(sinks=jnp.zeros(2))}, r'sinks must have shape \(4,\); got \(2,\)'),
+    ({'spec': AttentionSpec(bias=jnp.zeros((2, 2, 19, 19)))}, r'bias must have shape \(2, 4, 19, 19\)'),
+    (
+      {'spec': AttentionSpec(q_order=jnp.ones((2, 19)), kv_order=jnp.ones((2, 19)))},
+      'q_order must be of integer dtype',
+    ),
+  ],
+)
 def test_a_wrong_call_is_refused_in_words(changes, message):
   q, k, v = _qkv()
   call = {'q': q, 'k': k, 'v': v, 'spec': AttentionSpec(), 'implementation': 'auto'} | changes

@@ -13,10 +13,16 @@ from pallas_kernels.block_map import HIDDEN, PARTLY, WHOLLY, block_map, visible_
 from pallas_kernels.reference import _mask_and_bias
 
 # Fixed, because each is compiled anew: with them all pairs of lengths, sizes of blocks and indices are seen.
-_CASES = covering.rows({
-  'q_len': [1, 8, 13, 30], 'kv_len': [1, 7, 20, 30], 'q_size': [1, 4, 7], 'k_size': [1, 4, 7],
-  'causal': [False, True], 'window': [None, 1, 4, 11],
-})
+_CASES = covering.rows(
+  {
+    'q_len': [1, 8, 13, 30],
+    'kv_len': [1, 7, 20, 30],
+    'q_size': [1, 4, 7],
+    'k_size': [1, 4, 7],
+    'causal': [False, True],
+    'window': [None, 1, 4, 11],
+  }
+)
 
 
 def _shapes(q_len, kv_len):
@@ -29,15 +35,19 @@ def _dense(spec, shapes, q_size, k_size):
   visible = np.broadcast_to(_mask_and_bias(spec, full, jnp.float32)[0], full)[:, 0]
   padding = ((0, 0), (0, 0), (0, -shapes.kv_len % k_size))
   visible = np.pad(visible, padding)
-  blocks = [[visible[:, i:i + q_size, j:j + k_size] for j in range(0, shapes.kv_len, k_size)]
-            for i in range(0, shapes.q_len, q_size)]
+  blocks = [
+    [visible[:, i : i + q_size, j : j + k_size] for j in range(0, shapes.kv_len, k_size)]
+    for i in range(0, shapes.q_len, q_size)
+  ]
   return (np.stack([np.stack([f(x, axis=(1, 2)) for x in row], -1) for row in blocks], 1) for f in (np.any, np.all))
 
 
 def _split(case):
   """Fields of the spec, and lengths with sizes of blocks."""
-  return ({name: case[name] for name in ('causal', 'window')},
-          tuple(case[name] for name in ('q_len', 'kv_len', 'q_size', 'k_size')))
+  return (
+    {name: case[name] for name in ('causal', 'window')},
+    tuple(case[name] for name in ('q_len', 'kv_len', 'q_size', 'k_size')),
+  )
 
 
 @pytest.mark.parametrize('case', _CASES, ids=range(len(_CASES)))

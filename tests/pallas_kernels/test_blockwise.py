@@ -20,9 +20,10 @@ def _loss(q, k, v, spec=_CAUSAL, implementation='blockwise'):
   return jnp.sum(jnp.sin(attention(q, k, v, spec, implementation=implementation).astype(jnp.float32)))
 
 
-@pytest.mark.parametrize('spec', [
-  AttentionSpec(), AttentionSpec(causal=True), AttentionSpec(window=40), AttentionSpec(causal=True, window=300),
-])
+@pytest.mark.parametrize(
+  'spec',
+  [AttentionSpec(), AttentionSpec(causal=True), AttentionSpec(window=40), AttentionSpec(causal=True, window=300)],
+)
 @pytest.mark.parametrize('q_len, kv_len', [(700, 700), (1500, 1500), (130, 1300), (1300, 130), (1030, 5000)])
 def test_a_plan_visits_every_visible_pair_once_and_masks_where_needed(spec, q_len, kv_len):
   plan = blocks.plan(spec, Shapes(1, q_len, kv_len, 1, 1, 64), piecewise=True)
@@ -31,7 +32,7 @@ def test_a_plan_visits_every_visible_pair_once_and_masks_where_needed(spec, q_le
   visits = np.zeros(visible.shape, int)
   for tiles in plan.tiles:
     for i, j in tiles.starts:
-      square = np.s_[i:i + tiles.q_size, j:j + tiles.k_size]
+      square = np.s_[i : i + tiles.q_size, j : j + tiles.k_size]
       visits[square] += 1
       assert visible[square].any()
       assert tiles.masked or visible[square].all()
@@ -48,8 +49,7 @@ def test_a_plan_takes_as_much_of_the_batch_and_heads_at_once_as_asked(piecewise)
     assert box.sizes == {'b': 1, 'n': 2, 'q': 512, 'k': 512} if piecewise else box.sizes['b'] == 3
     place = (box.starts['b'], box.starts['n'], box.starts['q'] // 512, box.starts['k'] // 512)
     together = jnp.ones((box.sizes['b'], box.sizes['n'], 1, 1), jnp.int32)
-    return jax.lax.dynamic_update_slice(
-      counts, jax.lax.dynamic_slice(counts, place, together.shape) + together, place)
+    return jax.lax.dynamic_update_slice(counts, jax.lax.dynamic_slice(counts, place, together.shape) + together, place)
 
   np.testing.assert_array_equal(plan.visit(count, counts), np.broadcast_to(np.tri(4, dtype=int), counts.shape))
 
@@ -106,6 +106,7 @@ def test_it_composes_with_vmap_checkpoint_and_scan():
   def scanned(q, k, v):
     def step(total, qkv):
       return total + jax.checkpoint(_loss)(*qkv), None
+
     return jax.lax.scan(step, 0.0, (q, k, v))[0]
 
   for got in (jax.vmap(gradient)(q, k, v), jax.jit(jax.grad(scanned, (0, 1, 2)))(q, k, v)):

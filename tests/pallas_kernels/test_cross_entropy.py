@@ -43,8 +43,10 @@ def small_chunks(monkeypatch):
 @pytest.mark.usefixtures('small_chunks')
 @hypothesis.given(
   sizes=st.tuples(st.integers(1, 4), st.integers(1, 23), st.integers(1, 9), st.integers(1, 40)),
-  dtype=st.sampled_from([jnp.float32, jnp.bfloat16]), label_smoothing=st.sampled_from([0.0, 0.2]),
-  z_loss=st.sampled_from([0.0, 1e-2]), seed=st.integers(0, 999),
+  dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
+  label_smoothing=st.sampled_from([0.0, 0.2]),
+  z_loss=st.sampled_from([0.0, 1e-2]),
+  seed=st.integers(0, 999),
 )
 @hypothesis.settings(max_examples=10, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 def test_it_agrees_with_head_and_loss_written_separately(sizes, dtype, label_smoothing, z_loss, seed):
@@ -55,6 +57,7 @@ def test_it_agrees_with_head_and_loss_written_separately(sizes, dtype, label_smo
     def total(hidden, kernel):
       result = loss(hidden, kernel, labels, **terms)
       return 0.3 * result[0], tuple(result)
+
     return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(hidden, kernel)
 
   (_, results), gradients = run(linear_cross_entropy)
@@ -151,11 +154,18 @@ def test_it_composes_with_vmap_scan_checkpoint_and_shard_map():
       np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('inputs, terms, message', [
-  ((jnp.zeros((1, 2, 3)), jnp.zeros((5, 4)), jnp.zeros((1, 2), int)), {}, r'got \(1, 2, 3\), \(5, 4\), \(1, 2\)'),
-  ((jnp.zeros((1, 2, 3)), jnp.zeros((5, 3)), jnp.zeros((1, 2))), {}, 'labels must be integers; got float32'),
-  ((jnp.zeros((1, 2, 3)), jnp.zeros((5, 3)), jnp.zeros((1, 2), int)), {'label_smoothing': 1.0}, 'label_smoothing must'),
-])
+@pytest.mark.parametrize(
+  'inputs, terms, message',
+  [
+    ((jnp.zeros((1, 2, 3)), jnp.zeros((5, 4)), jnp.zeros((1, 2), int)), {}, r'got \(1, 2, 3\), \(5, 4\), \(1, 2\)'),
+    ((jnp.zeros((1, 2, 3)), jnp.zeros((5, 3)), jnp.zeros((1, 2))), {}, 'labels must be integers; got float32'),
+    (
+      (jnp.zeros((1, 2, 3)), jnp.zeros((5, 3)), jnp.zeros((1, 2), int)),
+      {'label_smoothing': 1.0},
+      'label_smoothing must',
+    ),
+  ],
+)
 def test_a_wrong_call_is_refused_in_words(inputs, terms, message):
   with pytest.raises(ValueError, match=message):
     linear_cross_entropy(*inputs, **terms)

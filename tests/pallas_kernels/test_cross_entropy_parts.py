@@ -104,10 +104,9 @@ def _communication(mesh, layout):
   return outside, sorted((x.kind, x.bytes) for x in found if x.loops)
 
 
-@pytest.mark.parametrize('layout, expected', [
-  ('rows', ['all-reduce']),
-  ('rows and embed', ['all-gather', 'all-reduce', 'reduce-scatter']),
-])
+@pytest.mark.parametrize(
+  'layout, expected', [('rows', ['all-reduce']), ('rows and embed', ['all-gather', 'all-reduce', 'reduce-scatter'])]
+)
 def test_the_gradient_is_reduced_once_after_the_last_chunk(mesh, layout, expected):
   assert _communication(mesh, layout) == (expected, [])
 

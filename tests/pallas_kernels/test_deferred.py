@@ -81,19 +81,24 @@ TRANSFORMATIONS = {
   'grad of one argument': lambda total: jax.grad(total, 1),
   'jit of grad': lambda total: jax.jit(jax.grad(total, (0, 1))),
   'vmap': lambda total: lambda x, w, ids: jax.vmap(total, (0, None, 0))(x[:, None], w, ids[:, None]),
-  'jit of vmap': lambda total: jax.jit(
-    lambda x, w, ids: jax.vmap(total, (0, None, 0))(x[:, None], w, ids[:, None])),
+  'jit of vmap': lambda total: jax.jit(lambda x, w, ids: jax.vmap(total, (0, None, 0))(x[:, None], w, ids[:, None])),
   'grad of vmap': lambda total: jax.grad(
     lambda x, w, ids: jnp.sum(jax.vmap(total, (0, 2, None))(x.reshape(2, 4, 4), jnp.stack([w, 2 * w], 2), ids[:4])),
-    (0, 1)),
-  'vmap of grad': lambda total: lambda x, w, ids: jax.vmap(jax.grad(total, 1), (0, None, 0))(
-    x[:, None], w, ids[:, None]),
-  'vmap of vmap': lambda total: lambda x, w, ids: jax.vmap(jax.vmap(total, (0, None, None)), (None, 0, None))(
-    x.reshape(2, 4, 4), jnp.stack([w, 2 * w]), ids[:4]),
+    (0, 1),
+  ),
+  'vmap of grad': lambda total: (
+    lambda x, w, ids: jax.vmap(jax.grad(total, 1), (0, None, 0))(x[:, None], w, ids[:, None])
+  ),
+  'vmap of vmap': lambda total: (
+    lambda x, w, ids: jax.vmap(jax.vmap(total, (0, None, None)), (None, 0, None))(
+      x.reshape(2, 4, 4), jnp.stack([w, 2 * w]), ids[:4]
+    )
+  ),
   'grad of scan': lambda total: jax.jit(jax.grad(functools.partial(_scanned, total), (0, 1))),
   'remat': lambda total: jax.jit(jax.grad(jax.checkpoint(total), (0, 1))),
   'remat by a policy': lambda total: jax.grad(
-    jax.checkpoint(total, policy=jax.checkpoint_policies.dots_saveable), (0, 1)),
+    jax.checkpoint(total, policy=jax.checkpoint_policies.dots_saveable), (0, 1)
+  ),
   'grad of shard_map': lambda total: jax.jit(jax.grad(functools.partial(_split, total), (0, 1))),
 }
 
@@ -109,7 +114,8 @@ def test_a_transformation_gives_what_it_gives_of_the_function(name):
 def _equations(jaxpr, name):
   """The equations of a primitive, also inside of other equations."""
   return [eqn for eqn in jaxpr.eqns if eqn.primitive.name == name] + [
-    found for eqn in jaxpr.eqns for inner in core.jaxprs_in_params(eqn.params) for found in _equations(inner, name)]
+    found for eqn in jaxpr.eqns for inner in core.jaxprs_in_params(eqn.params) for found in _equations(inner, name)
+  ]
 
 
 def _kernels(jaxpr):
@@ -119,19 +125,23 @@ def _kernels(jaxpr):
 def test_a_caller_holds_one_equation_and_the_function_is_not_called_until_it_is_evaluated():
   calls = _Calls()
   closed = jax.make_jaxpr(functools.partial(_deferred, calls=calls))(X, W, IDS)
-  eqn, = _kernels(closed.jaxpr)
+  (eqn,) = _kernels(closed.jaxpr)
   assert calls == [] and [var.aval.shape for var in eqn.outvars] == [(8, 6), (8, 1)]
   narrow = eqn.params['call'](*(x.astype(jnp.bfloat16) for x in (X, W)), IDS)
   assert calls == [jnp.bfloat16] and [x.dtype for x in narrow] == [jnp.bfloat16] * 2
 
 
-@pytest.mark.parametrize('call', [
-  lambda x: attention(x, x, x, AttentionSpec(causal=True)),
-  lambda x: linear_cross_entropy(x[0], x[1, 0], jnp.zeros(x.shape[1:3], int)),
-  lambda x: jax.vmap(lambda y: attention(y[None], y[None], y[None], AttentionSpec()))(x),
-], ids=['attention', 'cross-entropy', 'vmap'])
+@pytest.mark.parametrize(
+  'call',
+  [
+    lambda x: attention(x, x, x, AttentionSpec(causal=True)),
+    lambda x: linear_cross_entropy(x[0], x[1, 0], jnp.zeros(x.shape[1:3], int)),
+    lambda x: jax.vmap(lambda y: attention(y[None], y[None], y[None], AttentionSpec()))(x),
+  ],
+  ids=['attention', 'cross-entropy', 'vmap'],
+)
 def test_a_call_of_the_library_is_one_equation(call):
-  eqn, = _kernels(jax.make_jaxpr(call)(jnp.zeros((2, 5, 3, 4))).jaxpr)
+  (eqn,) = _kernels(jax.make_jaxpr(call)(jnp.zeros((2, 5, 3, 4))).jaxpr)
   assert eqn.params['call'].num_operands in (1, 3)
 
 
@@ -154,7 +164,7 @@ def test_what_an_implementation_cannot_serve_is_refused_when_it_is_evaluated_and
     with refusal:
       run(q)
   # The target is that of the call and not of whoever evaluates it.
-  eqn, = _kernels(traced.jaxpr.jaxpr)
+  (eqn,) = _kernels(traced.jaxpr.jaxpr)
   narrow = jax.jit(eqn.params['call']).trace(*(x.astype(jnp.bfloat16) for x in 3 * [q]))
   assert 'mosaic_gpu' in narrow.lower(lowering_platforms=('cuda',)).as_text()
 
@@ -185,7 +195,7 @@ def test_a_loop_inside_takes_no_array_that_it_could_make_itself(monkeypatch):
   monkeypatch.setitem(cross_entropy._CHUNKS, 'cpu', cross_entropy._Chunk(logits=64, tokens=4))
   total = lambda *inputs: linear_cross_entropy(*inputs).total
   closed = jax.make_jaxpr(jax.grad(total, (0, 1)))(jnp.zeros((2, 8, 4)), jnp.zeros((24, 4)), jnp.zeros((2, 8), int))
-  loop, = _equations(closed.jaxpr, 'scan')
+  (loop,) = _equations(closed.jaxpr, 'scan')
   vocab, batch, chunk = 24, 2, 2
   assert (4, batch, chunk) in [var.aval.shape for var in loop.invars]  # labels, as chunks
   assert not [var.aval for var in loop.invars if var.aval.shape == (vocab, batch, chunk)]

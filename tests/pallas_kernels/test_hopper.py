@@ -10,16 +10,7 @@ import pytest
 from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
-from pallas_kernels import (
-  AttentionSpec,
-  Device,
-  Shapes,
-  attention,
-  cudnn,
-  hopper,
-  reference,
-  target,
-)
+from pallas_kernels import AttentionSpec, Device, Shapes, attention, cudnn, hopper, reference, target
 from pallas_kernels.block_map import block_map
 from pallas_kernels.hopper import decode, tuning
 from pallas_kernels.hopper.kernel import registers, visible_ranges
@@ -51,8 +42,7 @@ def _outputs_and_gradients(q, k, v, spec, implementation):
   learned = {name: getattr(spec, name) for name in _LEARNED if getattr(spec, name) is not None}
 
   def loss(q, k, v, learned):
-    out, lse = attention(
-      q, k, v, dataclasses.replace(spec, **learned), implementation=implementation, return_lse=True)
+    out, lse = attention(q, k, v, dataclasses.replace(spec, **learned), implementation=implementation, return_lse=True)
     weights = jnp.sin(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
     finite = jnp.where(lse > -jnp.inf, lse, 0)
     return jnp.sum(out * weights) + jnp.sum(finite * weights[..., 0]), (out, lse)
@@ -98,8 +88,14 @@ _CASES = {
   'slopes': lambda: _call(causal=True, alibi_slopes=np.asarray([0.1, 0.02], np.float32)),
   'dropout': lambda: _call(causal=True, dropout_rate=0.3, dropout_seed=jnp.uint32(77)),
   'dropout in a part of a larger call': lambda: _call(
-    70, 130, batch=2, heads=1, dropout_rate=0.3, dropout_seed=jnp.uint32(77),
-    dropout_offset=np.asarray([3, 1, 90, 7], np.int32)),
+    70,
+    130,
+    batch=2,
+    heads=1,
+    dropout_rate=0.3,
+    dropout_seed=jnp.uint32(77),
+    dropout_offset=np.asarray([3, 1, 90, 7], np.int32),
+  ),
   'head_dim 96': lambda: _call(130, head_dim=96, causal=True),
   'head_dim 128': lambda: _call(130, head_dim=128, causal=True),
   'head_dim 192': lambda: _call(130, head_dim=192, causal=True, heads=1),
@@ -148,11 +144,17 @@ def test_decoding_splits_the_keys_and_merges_them(monkeypatch):
   _check(*_call(2, 256, heads=2, causal=True, window=140, sinks=_normal(2)))
 
 
-@pytest.mark.parametrize('fields', [
-  {}, {'causal': True}, {'causal': True, 'window': 30},
-  {'q_segment_ids': _SEGMENTS[:, :3], 'kv_segment_ids': _SEGMENTS},
-  {'q_order': _SEGMENTS[:, 100:103], 'kv_order': _SEGMENTS, 'window': 2}, {'softcap': 2.0, 'sinks': _normal(4)},
-])
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {},
+    {'causal': True},
+    {'causal': True, 'window': 30},
+    {'q_segment_ids': _SEGMENTS[:, :3], 'kv_segment_ids': _SEGMENTS},
+    {'q_order': _SEGMENTS[:, 100:103], 'kv_order': _SEGMENTS, 'window': 2},
+    {'softcap': 2.0, 'sinks': _normal(4)},
+  ],
+)
 def test_decoding_is_attention_in_another_shape(fields, monkeypatch):
   monkeypatch.setattr(decode, '_SHORTEST_PART', 50)
   q, k, v, spec = _call(3, 200, batch=2, heads=4, kv_heads=2, dtype=jnp.float32, **fields)
@@ -164,18 +166,27 @@ def test_decoding_is_attention_in_another_shape(fields, monkeypatch):
   np.testing.assert_allclose(got[1], lse, atol=1e-5)
 
 
-@pytest.mark.parametrize('fields', [
-  {'window': 5}, {'causal': True, 'q_order': _ORDER[:, :3], 'kv_order': _ORDER}, {'alibi_slopes': _normal(2)},
-])
+@pytest.mark.parametrize(
+  'fields',
+  [{'window': 5}, {'causal': True, 'q_order': _ORDER[:, :3], 'kv_order': _ORDER}, {'alibi_slopes': _normal(2)}],
+)
 def test_what_decoding_cannot_say_in_orders_goes_the_long_way(fields):
   assert not decode.serves(_call(3, 200, **fields)[3], 3) and not decode.serves(AttentionSpec(), 9)
 
 
-@pytest.mark.parametrize('spec', [
-  AttentionSpec(), AttentionSpec(causal=True), AttentionSpec(window=100), AttentionSpec(causal=True, window=300),
-  AttentionSpec(q_segment_ids=jnp.asarray(_integers(0, 3, 2, 500, ordered=True)),
-                kv_segment_ids=jnp.asarray(_integers(0, 3, 2, 700, ordered=True))),
-])
+@pytest.mark.parametrize(
+  'spec',
+  [
+    AttentionSpec(),
+    AttentionSpec(causal=True),
+    AttentionSpec(window=100),
+    AttentionSpec(causal=True, window=300),
+    AttentionSpec(
+      q_segment_ids=jnp.asarray(_integers(0, 3, 2, 500, ordered=True)),
+      kv_segment_ids=jnp.asarray(_integers(0, 3, 2, 700, ordered=True)),
+    ),
+  ],
+)
 def test_ranges_cover_what_is_visible_and_leave_unmasked_only_what_wholly_is(spec):
   kinds = np.asarray(block_map(spec, Shapes(2, 500, 700, 1, 1, 64), 128, 64))
   ranges = np.asarray(visible_ranges(kinds))
@@ -203,27 +214,33 @@ def test_it_composes_down_to_gpu_code(compose):
     function = jax.vmap(jax.grad(loss, (0, 1, 2)))
     q, k, v = (jnp.stack([x, x]) for x in (q, k, v))
   elif compose == 'scan and checkpoint':
-    function = jax.grad(lambda *qkv: jax.lax.scan(
-      lambda total, _: (total + jax.checkpoint(loss)(*qkv), None), 0.0, None, length=2)[0], (0, 1, 2))
+    function = jax.grad(
+      lambda *qkv: jax.lax.scan(lambda total, _: (total + jax.checkpoint(loss)(*qkv), None), 0.0, None, length=2)[0],
+      (0, 1, 2),
+    )
   else:
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ('rows', 'columns'))
     parts = jax.sharding.PartitionSpec('rows', None, 'columns')
     sharded = jax.shard_map(
-      lambda q, k, v: attention(q, k, v, spec, implementation='hopper'), mesh=mesh, in_specs=parts, out_specs=parts)
+      lambda q, k, v: attention(q, k, v, spec, implementation='hopper'), mesh=mesh, in_specs=parts, out_specs=parts
+    )
     function = jax.grad(lambda *qkv: jnp.sum(sharded(*qkv).astype(jnp.float32)), (0, 1, 2))
   with target(_H200):
     lowered = jax.jit(function).trace(q, k, v).lower(lowering_platforms=('cuda',))
   assert lowered.as_text().count('mosaic_gpu') >= 2  # forward and gradients
 
 
-@pytest.mark.parametrize('changes, words', [
-  ({'dtype': jnp.dtype('float32')}, 'bfloat16 and float16, not float32'),
-  ({'head_dim': 80}, 'head_dim of 64, 96, 128, 192, 256, not 80'),
-  ({'head_dim': 256, 'spec': AttentionSpec(bias=jnp.zeros((1, 2, 4, 4)))}, 'a bias up to a head_dim of 192'),
-  ({'spec': AttentionSpec(scale=-1.0)}, 'a scale above 0, not -1.0'),
-  ({'device': Device('gpu', 'NVIDIA A100')}, 'Hopper generation .*, not NVIDIA A100'),
-  ({'device': Device('cpu', 'cpu')}, 'not cpu'),
-])
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'dtype': jnp.dtype('float32')}, 'bfloat16 and float16, not float32'),
+    ({'head_dim': 80}, 'head_dim of 64, 96, 128, 192, 256, not 80'),
+    ({'head_dim': 256, 'spec': AttentionSpec(bias=jnp.zeros((1, 2, 4, 4)))}, 'a bias up to a head_dim of 192'),
+    ({'spec': AttentionSpec(scale=-1.0)}, 'a scale above 0, not -1.0'),
+    ({'device': Device('gpu', 'NVIDIA A100')}, 'Hopper generation .*, not NVIDIA A100'),
+    ({'device': Device('cpu', 'cpu')}, 'not cpu'),
+  ],
+)
 def test_what_it_does_not_serve_it_refuses_in_words(changes, words):
   call = {'spec': AttentionSpec(), 'dtype': jnp.bfloat16, 'device': _H200, 'head_dim': 64} | changes
   shapes = Shapes(batch=1, q_len=4, kv_len=4, heads=2, kv_heads=1, head_dim=call.pop('head_dim'))
@@ -231,24 +248,36 @@ def test_what_it_does_not_serve_it_refuses_in_words(changes, words):
   assert re.search(words, hopper.supports(shapes=shapes, **call))
 
 
-@pytest.mark.parametrize('spec, q_len', [
-  (AttentionSpec(), 30), (AttentionSpec(causal=True, scale=0.3), 40), (AttentionSpec(causal=True, window=7), 40),
-  (AttentionSpec(bias=jnp.asarray(_normal(1, 2, 30, 40))), 30),
-])
+@pytest.mark.parametrize(
+  'spec, q_len',
+  [
+    (AttentionSpec(), 30),
+    (AttentionSpec(causal=True, scale=0.3), 40),
+    (AttentionSpec(causal=True, window=7), 40),
+    (AttentionSpec(bias=jnp.asarray(_normal(1, 2, 30, 40))), 30),
+  ],
+)
 def test_cudnn_is_asked_for_what_the_spec_means(spec, q_len, monkeypatch):
   monkeypatch.setattr(cudnn, '_IMPLEMENTATION', 'xla')  # the same function on any device
   q, k, v, _ = _call(q_len, 40)
   assert not cudnn.supports(spec, Shapes(1, q_len, 40, 2, 1, 64), q.dtype, _H200)
   expected = attention(q, k, v, spec, implementation='reference')
   np.testing.assert_allclose(
-    np.asarray(cudnn.attend(q, k, v, spec)[0], np.float32), np.asarray(expected, np.float32), atol=3e-2)
+    np.asarray(cudnn.attend(q, k, v, spec)[0], np.float32), np.asarray(expected, np.float32), atol=3e-2
+  )
 
 
-@pytest.mark.parametrize('fields, words', [
-  ({'q_segment_ids': jnp.ones((1, 40), int), 'kv_segment_ids': jnp.ones((1, 40), int)}, 'no segment_ids'),
-  ({'softcap': 2.0}, 'no softcap'), ({'sinks': jnp.zeros(2)}, 'no sinks'), ({'window': 3}, 'causal attention only'),
-  ({'dropout_rate': 0.1, 'dropout_seed': jnp.uint32(1)}, 'drops other places'), ({'causal': True}, '40 queries and 30'),
-])
+@pytest.mark.parametrize(
+  'fields, words',
+  [
+    ({'q_segment_ids': jnp.ones((1, 40), int), 'kv_segment_ids': jnp.ones((1, 40), int)}, 'no segment_ids'),
+    ({'softcap': 2.0}, 'no softcap'),
+    ({'sinks': jnp.zeros(2)}, 'no sinks'),
+    ({'window': 3}, 'causal attention only'),
+    ({'dropout_rate': 0.1, 'dropout_seed': jnp.uint32(1)}, 'drops other places'),
+    ({'causal': True}, '40 queries and 30'),
+  ],
+)
 def test_cudnn_refuses_in_words_what_it_computes_differently(fields, words):
   assert words in cudnn.supports(AttentionSpec(**fields), Shapes(1, 40, 30, 2, 1, 64), jnp.bfloat16, _H200)
 

@@ -85,15 +85,14 @@ def test_reference_is_the_definition(seed, names):
 def test_gradients_are_finite_differences_in_float64(implementation, name):
   random = np.random.default_rng(7)
   with jax.enable_x64(True):
-    fields = {key: jnp.asarray(x) if isinstance(x, np.ndarray) else x
-              for key, x in _fields(random, 1, 3, 4, 2)[name].items()}
+    fields = {
+      key: jnp.asarray(x) if isinstance(x, np.ndarray) else x for key, x in _fields(random, 1, 3, 4, 2)[name].items()
+    }
     learned = {key: fields.pop(key) for key in ('alibi_slopes', 'bias', 'sinks') if key in fields}
     q, k, v = (jnp.asarray(random.normal(size=shape)) for shape in ((1, 3, 2, 2), (1, 4, 1, 2), (1, 4, 1, 2)))
 
     def loss(q, k, v, learned):
-      out, lse = attention(
-        q, k, v, AttentionSpec(**fields, **learned), implementation=implementation, return_lse=True
-      )
+      out, lse = attention(q, k, v, AttentionSpec(**fields, **learned), implementation=implementation, return_lse=True)
       return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.sin(jnp.where(lse > -jnp.inf, lse, 0)))
 
     jax.test_util.check_grads(jax.jit(loss), (q, k, v, learned), order=1, modes=['rev'], rtol=1e-5, atol=1e-6)

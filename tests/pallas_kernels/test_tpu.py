@@ -50,9 +50,14 @@ _SEGMENTS = jnp.repeat(jnp.asarray([[1, 2]]), 16, axis=1)
 _PARTS = AttentionSpec(q_segment_ids=_SEGMENTS, kv_segment_ids=_SEGMENTS)
 
 
-@pytest.mark.parametrize('spec, keys, queries', [
-  (_CAUSAL, np.s_[16:], np.s_[:16]), (_PARTS, np.s_[:16], np.s_[16:]), (AttentionSpec(window=5), np.s_[24:], np.s_[:8]),
-])
+@pytest.mark.parametrize(
+  'spec, keys, queries',
+  [
+    (_CAUSAL, np.s_[16:], np.s_[:16]),
+    (_PARTS, np.s_[:16], np.s_[16:]),
+    (AttentionSpec(window=5), np.s_[24:], np.s_[:8]),
+  ],
+)
 def test_blocks_of_keys_that_no_query_sees_are_not_visited(spec, keys, queries):
   q, k, v = _qkv(batch=1)
   bad_k, bad_v = (x.at[:, keys].set(jnp.nan) for x in (k, v))
@@ -61,6 +66,7 @@ def test_blocks_of_keys_that_no_query_sees_are_not_visited(spec, keys, queries):
     def loss(q):
       out = attention(q, k, v, spec, implementation='tpu')[:, queries]
       return jnp.sum(jnp.sin(out)), out
+
     with target(_TPU):
       d_q, out = jax.grad(loss, has_aux=True)(q)
     return d_q[:, queries], out
@@ -68,13 +74,19 @@ def test_blocks_of_keys_that_no_query_sees_are_not_visited(spec, keys, queries):
   _assert_close(run(bad_k, bad_v), run(k, v))
 
 
-@pytest.mark.parametrize('spec, queries, keys', [
-  (_CAUSAL, np.s_[:16], np.s_[16:]), (_PARTS, np.s_[:16], np.s_[16:]), (AttentionSpec(window=5), np.s_[24:], np.s_[:8]),
-])
+@pytest.mark.parametrize(
+  'spec, queries, keys',
+  [
+    (_CAUSAL, np.s_[:16], np.s_[16:]),
+    (_PARTS, np.s_[:16], np.s_[16:]),
+    (AttentionSpec(window=5), np.s_[24:], np.s_[:8]),
+  ],
+)
 def test_blocks_of_queries_that_see_no_key_are_not_visited(spec, queries, keys):
   q, k, v = _qkv(batch=1)
-  expected, got = (_gradient(lambda k, v, q=q: _loss(q, k, v, spec), k, v)[1]
-                   for q in (q, q.at[:, queries].set(jnp.nan)))
+  expected, got = (
+    _gradient(lambda k, v, q=q: _loss(q, k, v, spec), k, v)[1] for q in (q, q.at[:, queries].set(jnp.nan))
+  )
   _assert_close([x[:, keys] for x in got], [x[:, keys] for x in expected])
 
 
@@ -155,8 +167,16 @@ def test_simulated_memory_is_written_before_it_is_read_and_free_of_races(capfd):
   q, k, v = _qkv(batch=1, q_len=20, kv_len=28)
   ids = lambda length: jnp.sort(jax.random.randint(jax.random.key(7), (1, length), 0, 3))
   spec = AttentionSpec(
-    causal=True, window=20, softcap=3.0, dropout_rate=0.2, dropout_seed=jnp.uint32(5), q_segment_ids=ids(20),
-    kv_segment_ids=ids(28), alibi_slopes=jnp.full(4, 0.1), sinks=jnp.zeros(4), bias=_normal(1, 4, 20, 28, seed=8),
+    causal=True,
+    window=20,
+    softcap=3.0,
+    dropout_rate=0.2,
+    dropout_seed=jnp.uint32(5),
+    q_segment_ids=ids(20),
+    kv_segment_ids=ids(28),
+    alibi_slopes=jnp.full(4, 0.1),
+    sinks=jnp.zeros(4),
+    bias=_normal(1, 4, 20, 28, seed=8),
   )
   loss = lambda q, k, v, bias: _loss(q, k, v, dataclasses.replace(spec, bias=bias))
   expected = _gradient(loss, q, k, v, spec.bias)
@@ -167,14 +187,17 @@ def test_simulated_memory_is_written_before_it_is_read_and_free_of_races(capfd):
   assert 'RACE DETECTED' not in capfd.readouterr().out
 
 
-@pytest.mark.parametrize('dtype, device, changes, reason', [
-  ('float32', Device('cpu'), {}, 'not on cpu'),
-  ('float64', _TPU, {}, 'takes float32 and bfloat16, not float64'),
-  ('int32', _TPU, {}, 'not int32'),
-  ('float16', _TPU, {}, 'not float16'),
-  ('bfloat16', _TPU, {'head_dim': 264}, 'head_dim of at most 256, not 264'),
-  ('bfloat16', _TPU, {'q_len': 9000, 'kv_len': 9000}, 'bytes of scalar memory, which has room for 983040'),
-])
+@pytest.mark.parametrize(
+  'dtype, device, changes, reason',
+  [
+    ('float32', Device('cpu'), {}, 'not on cpu'),
+    ('float64', _TPU, {}, 'takes float32 and bfloat16, not float64'),
+    ('int32', _TPU, {}, 'not int32'),
+    ('float16', _TPU, {}, 'not float16'),
+    ('bfloat16', _TPU, {'head_dim': 264}, 'head_dim of at most 256, not 264'),
+    ('bfloat16', _TPU, {'q_len': 9000, 'kv_len': 9000}, 'bytes of scalar memory, which has room for 983040'),
+  ],
+)
 def test_what_it_cannot_serve_it_refuses_in_words(dtype, device, changes, reason):
   shapes = Shapes(**{'batch': 1, 'q_len': 9, 'kv_len': 9, 'heads': 2, 'kv_heads': 1, 'head_dim': 8} | changes)
   assert reason in supports(AttentionSpec(), shapes, jnp.dtype(dtype), device)['tpu']

@@ -28,6 +28,7 @@ _SPECS = {
 def _topology(kind):
   pytest.importorskip('libtpu', reason='compiling for a TPU takes libtpu: pip install "jax[tpu]"')
   from jax.experimental import topologies
+
   os.environ['TPU_SKIP_MDS_QUERY'] = '1'
   return topologies.get_topology_desc(platform='tpu', topology_name=_TOPOLOGIES[kind])
 
@@ -36,8 +37,13 @@ def _arrays(length, bias_shape):
   """What `everything` has besides its static fields: shape and dtype by name."""
   ids = ((_BATCH, length), jnp.int32)
   return {
-    'q_segment_ids': ids, 'kv_segment_ids': ids, 'q_order': ids, 'kv_order': ids,
-    'alibi_slopes': ((_HEADS,), jnp.float32), 'sinks': ((_HEADS,), jnp.float32), 'dropout_seed': ((), jnp.uint32),
+    'q_segment_ids': ids,
+    'kv_segment_ids': ids,
+    'q_order': ids,
+    'kv_order': ids,
+    'alibi_slopes': ((_HEADS,), jnp.float32),
+    'sinks': ((_HEADS,), jnp.float32),
+    'dropout_seed': ((), jnp.uint32),
     'bias': (bias_shape, jnp.float32),
   }
 
@@ -78,9 +84,9 @@ def test_blocks_without_a_tuned_entry_compile_everywhere(kind, monkeypatch):
 
 
 @pytest.mark.parametrize('head_dim, length', [(1, 200), (40, 1), (80, 333), (96, 777), (192, 1000)])
-@pytest.mark.parametrize('of_batch, of_heads, of_queries', [
-  (False, False, False), (True, True, False), (True, False, True),
-])
+@pytest.mark.parametrize(
+  'of_batch, of_heads, of_queries', [(False, False, False), (True, True, False), (True, False, True)]
+)
 def test_any_head_dim_length_and_shape_of_bias_compiles(head_dim, length, of_batch, of_heads, of_queries):
   bias_shape = (_BATCH if of_batch else 1, _HEADS if of_heads else 1, length if of_queries else 1, length)
   _compile('TPU v5 lite', _SPECS['everything'], head_dim, jnp.bfloat16, _arrays(length, bias_shape), length)

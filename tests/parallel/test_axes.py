@@ -67,10 +67,13 @@ def test_without_several_devices_it_is_the_function_itself(mesh):
   assert axes.sum_over(axes.BATCH, function) is function
 
 
-@pytest.mark.parametrize('in_axes, words', [
-  ((axes.BATCH, None), r"axis 'batch' of size 12 in an array of shape \(12, 5\) does not divide over 8 devices"),
-  (axes.Stored((axes.LENGTH, axes.EMBED)), r"axis 'embed' of size 5 .* over 2 devices; choose a size that divides"),
-])
+@pytest.mark.parametrize(
+  'in_axes, words',
+  [
+    ((axes.BATCH, None), r"axis 'batch' of size 12 in an array of shape \(12, 5\) does not divide over 8 devices"),
+    (axes.Stored((axes.LENGTH, axes.EMBED)), r"axis 'embed' of size 5 .* over 2 devices; choose a size that divides"),
+  ],
+)
 def test_what_does_not_divide_is_refused_in_words(mesh, in_axes, words):
   with _layout(mesh), pytest.raises(ValueError, match=words):
     axes.on_each_device(lambda x: x, (in_axes,), in_axes)(jnp.zeros((12, 5)))

@@ -24,18 +24,21 @@ def test_kinds_sizes_and_loops_of_a_compiled_program():
     with jax.named_scope('after'):
       return jax.lax.psum_scatter(jax.lax.all_gather(x, 'devices'), 'devices')
 
-  split = jax.shard_map(run, mesh=mesh, in_specs=PartitionSpec('devices'), out_specs=PartitionSpec('devices'),
-                        check_vma=False)
+  split = jax.shard_map(
+    run, mesh=mesh, in_specs=PartitionSpec('devices'), out_specs=PartitionSpec('devices'), check_vma=False
+  )
   found = collectives(jax.jit(split).lower(jnp.zeros((8, 6))).compile().as_text())
   part = 6 * 4
   assert sorted((x.kind, x.bytes, x.loops) for x in found) == [
-    ('all-gather', 8 * part, ()), ('all-reduce', part, (3, 5)), ('collective-permute', part, (3,)),
+    ('all-gather', 8 * part, ()),
+    ('all-reduce', part, (3, 5)),
+    ('collective-permute', part, (3,)),
     ('reduce-scatter', 8 * part, ()),
   ]
   assert all(('loops' in x.scope) == bool(x.loops) and ('after' in x.scope) != bool(x.loops) for x in found)
 
 
-_ASYNCHRONOUS = '''
+_ASYNCHRONOUS = """
 HloModule jit_step, is_scheduled=true
 
 %add (x: f32[], y: f32[]) -> f32[] {
@@ -69,7 +72,7 @@ ENTRY %main (a: f32[64,4], b: (s32[], bf16[8,2])) -> f32[8,4] {
   %started = ((f32[64,4]{1,0}), f32[8,4]{1,0}, u32[]) async-start(%a), calls=%scatter
   ROOT %done = f32[8,4]{1,0} async-done(%started), calls=%scatter
 }
-'''
+"""
 
 
 def test_collectives_that_start_and_end_count_once_and_a_loop_may_run_an_unknown_number_of_times():

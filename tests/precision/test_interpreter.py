@@ -14,8 +14,10 @@ from precision import capture
 from precision.interpreter import Interpreter
 
 LAYERS, WIDTH = 3, 4
-PARAMS = {'table': jnp.arange(20.0).reshape(5, 4) / 20,
-          'layers': {'mlp': {'up': jax.random.normal(jax.random.key(0), (LAYERS, WIDTH, WIDTH)) / 2}}}
+PARAMS = {
+  'table': jnp.arange(20.0).reshape(5, 4) / 20,
+  'layers': {'mlp': {'up': jax.random.normal(jax.random.key(0), (LAYERS, WIDTH, WIDTH)) / 2}},
+}
 TOKENS = jnp.array([[0, 3, 4], [1, 1, 2]])
 
 
@@ -36,8 +38,12 @@ def _looped(params, x, layer=_layer):
   return x
 
 
-RUNS = {'scan': _scanned, 'loop': _looped, 'remat in scan': functools.partial(_scanned, layer=jax.checkpoint(_layer)),
-        'remat in loop': functools.partial(_looped, layer=jax.checkpoint(_layer))}
+RUNS = {
+  'scan': _scanned,
+  'loop': _looped,
+  'remat in scan': functools.partial(_scanned, layer=jax.checkpoint(_layer)),
+  'remat in loop': functools.partial(_looped, layer=jax.checkpoint(_layer)),
+}
 
 
 def _network(run):
@@ -45,6 +51,7 @@ def _network(run):
     x = run(params['layers'], params['table'][tokens])
     with jax.named_scope('head'):
       return x @ params['table'].T
+
   return network
 
 
@@ -78,8 +85,10 @@ def test_a_rule_replaces_an_equation_and_its_gradient(run):
     return jnp.sum(jnp.sin(0.5 * _network(RUNS[run])(params, TOKENS)))
 
   actual = lambda layers: jnp.sum(jnp.sin(halved({**PARAMS, 'layers': layers}, TOKENS)))
-  for a, b in zip(jax.tree.leaves(jax.value_and_grad(expected)(PARAMS['layers'])),
-                  jax.tree.leaves(jax.jit(jax.value_and_grad(actual))(PARAMS['layers']))):
+  for a, b in zip(
+    jax.tree.leaves(jax.value_and_grad(expected)(PARAMS['layers'])),
+    jax.tree.leaves(jax.jit(jax.value_and_grad(actual))(PARAMS['layers'])),
+  ):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -115,8 +124,10 @@ def test_each_layer_reads_its_own_variable_and_has_its_gradient(run):
     return jnp.sum(jnp.sin(3.0 * (x @ PARAMS['table'].T) + 1.0))
 
   def interpreted(scales, offsets):
-    variables = {'layers': {'mlp': {'scale': scales, 'offset': offsets}},
-                 'head': {'scale': jnp.array(3.0), 'offset': jnp.ones(5)}}
+    variables = {
+      'layers': {'mlp': {'scale': scales, 'offset': offsets}},
+      'head': {'scale': jnp.array(3.0), 'offset': jnp.ones(5)},
+    }
     return jnp.sum(jnp.sin(interpreter.apply(fn, variables, PARAMS, TOKENS)))
 
   expected = jax.value_and_grad(by_hand, (0, 1))(scales, offsets)
@@ -129,6 +140,7 @@ def test_two_equations_of_one_module_have_variables_of_their_own():
   def fn(params, x):
     with jax.named_scope('pair'):
       return (x @ params) @ params
+
   variables, _ = Interpreter({'dot_general': _scaled}).init(fn, jnp.ones((2, 2)), jnp.ones((3, 2)))
   assert set(variables['pair']) == {'scale', 'offset', 'scale_1', 'offset_1'}
 
@@ -171,6 +183,7 @@ def test_a_pattern_that_captures_nothing_names_what_there_is():
 def test_nothing_leaves_a_while_loop():
   def fn(params, x):
     return lax.while_loop(lambda x: jnp.sum(x) > 0, lambda x: _layer({'mlp': {'up': -params}}, x), x)
+
   with pytest.raises(ValueError, match="'layers/mlp' stands inside a while loop"):
     capture(fn, ['*'])(jnp.eye(2), jnp.ones((2, 2)))
 

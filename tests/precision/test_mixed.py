@@ -20,10 +20,15 @@ def _array(seed, *shape, scale=1.0):
 
 
 def _params():
-  return {'table': _array(0, VOCAB, EMBED),
-          'layers': {'up': _array(1, LAYERS, EMBED, MLP, scale=EMBED**-0.5), 'bias': _array(2, LAYERS, MLP, scale=0.1),
-                     'down': _array(3, LAYERS, MLP, EMBED, scale=MLP**-0.5),
-                     'scale': 1 + _array(4, LAYERS, EMBED, scale=0.1)}}
+  return {
+    'table': _array(0, VOCAB, EMBED),
+    'layers': {
+      'up': _array(1, LAYERS, EMBED, MLP, scale=EMBED**-0.5),
+      'bias': _array(2, LAYERS, MLP, scale=0.1),
+      'down': _array(3, LAYERS, MLP, EMBED, scale=MLP**-0.5),
+      'scale': 1 + _array(4, LAYERS, EMBED, scale=0.1),
+    },
+  }
 
 
 def _slice(tree, i):
@@ -77,11 +82,16 @@ def _vmapped(x, params):
 
 
 LAYERS_RUN = {
-    'unrolled': _unrolled, 'scan': _scanned, 'cond': _branched, 'vmap': _vmapped,
-    'jit': functools.partial(_unrolled, layer=jax.jit(_layer)),
-    'remat': functools.partial(_unrolled, layer=jax.checkpoint(_layer)),
-    'remat in scan': functools.partial(_scanned, layer=jax.checkpoint(
-        _layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable, prevent_cse=False)),
+  'unrolled': _unrolled,
+  'scan': _scanned,
+  'cond': _branched,
+  'vmap': _vmapped,
+  'jit': functools.partial(_unrolled, layer=jax.jit(_layer)),
+  'remat': functools.partial(_unrolled, layer=jax.checkpoint(_layer)),
+  'remat in scan': functools.partial(
+    _scanned,
+    layer=jax.checkpoint(_layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable, prevent_cse=False),
+  ),
 }
 TOKENS = jax.random.randint(jax.random.key(9), (BATCH, LENGTH), 0, VOCAB)
 
@@ -109,12 +119,14 @@ def _equations(jaxpr, path=''):
 
 
 def _products(fn, *args):
-  return [(path, eqn) for path, eqn in _equations(jax.make_jaxpr(fn)(*args).jaxpr)
-          if eqn.primitive.name == 'dot_general']
+  return [
+    (path, eqn) for path, eqn in _equations(jax.make_jaxpr(fn)(*args).jaxpr) if eqn.primitive.name == 'dot_general'
+  ]
 
 
-@pytest.mark.parametrize('name', [pytest.param(name, marks=pytest.mark.slow) if name in ('jit', 'remat') else name
-                                  for name in LAYERS_RUN])
+@pytest.mark.parametrize(
+  'name', [pytest.param(name, marks=pytest.mark.slow) if name in ('jit', 'remat') else name for name in LAYERS_RUN]
+)
 def test_loss_aux_and_gradients_stay_within_one_percent(name):
   loss = _network(LAYERS_RUN[name])
   with_gradients = lambda f: jax.jit(jax.value_and_grad(f, has_aux=True))(_params(), TOKENS)
@@ -183,9 +195,23 @@ def test_sharded_over_devices_without_gathering_activations():
   assert 'all-gather' not in with_gradients.lower(params, sharded).compile().as_text()
 
 
-MATMULS = ['td,df->tf', 'td,fd->ft', 'dt,df->tf', 'btd,df->btf', 'btd,df->fbt', 'btd,btf->df', 'btd,btf->fd',
-           'btnd,bsnd->bnts', 'bnst,bnsd->bntd', 'bndt,sbnd->bnts', 'bdt,sbd->bts', 'tbd,dbf->btf', 'td,d->t',
-           'td,sf->tdsf', 'btnd,btnf->nbdf']
+MATMULS = [
+  'td,df->tf',
+  'td,fd->ft',
+  'dt,df->tf',
+  'btd,df->btf',
+  'btd,df->fbt',
+  'btd,btf->df',
+  'btd,btf->fd',
+  'btnd,bsnd->bnts',
+  'bnst,bnsd->bntd',
+  'bndt,sbnd->bnts',
+  'bdt,sbd->bts',
+  'tbd,dbf->btf',
+  'td,d->t',
+  'td,sf->tdsf',
+  'btnd,btnf->nbdf',
+]
 SIZES = dict(b=3, n=2, t=16, s=24, d=32, f=40)
 
 
@@ -207,19 +233,19 @@ def test_any_matmul_runs_compiled_between_transpositions(equation):
 
 WEIGHTS, FACTORS = np.ones((6, 5), np.float32) / 3, jnp.arange(5.0)
 FUNCTIONS = {
-    'no matmul': (lambda x: jnp.cumsum(jnp.sin(x)), (8,)),
-    'sort and index': (lambda x: jnp.sort(x @ x.T, axis=-1)[:, ::2] + x[jnp.array([0, 1, 2, 3]), :2], (4, 4)),
-    'relu': (lambda x: jax.nn.relu(x @ x.T) @ x, (6, 6)),
-    'while': (lambda x: lax.while_loop(lambda c: c[1] < 3, lambda c: (0.5 * c[0] @ x, c[1] + 1), (x, 0))[0], (6, 6)),
-    'fori': (lambda x: lax.fori_loop(0, 3, lambda i, y: jnp.tanh(0.3 * y @ x) + y[i], x), (6, 6)),
-    'integers': (lambda x: (x @ x.T, jnp.arange(9).reshape(3, 3) @ jnp.ones((3, 3), jnp.int32), x.shape[0]), (4, 6)),
-    'closure': (lambda x: (x @ WEIGHTS) * FACTORS, (4, 6)),
-    'batched': (lambda x: jnp.linalg.norm(jnp.einsum('bij,bkj->bik', x, x), axis=(1, 2)), (2, 4, 6)),
-    'split': (lambda x: jnp.concatenate(jnp.split(x @ x.T, 2, axis=1)[::-1], axis=0), (6, 6)),
-    'long chain': (lambda x: functools.reduce(lambda y, i: jnp.sin(y + i), range(100), x @ x.T), (4, 4)),
-    'softmax attention': (lambda x: jax.nn.softmax(0.1 * x @ x.T + jnp.where(jnp.tri(8), 0.0, -1e9)) @ x, (8, 8)),
-    'platform': (lambda x: lax.platform_dependent(x, cpu=lambda x: x @ x, default=lambda x: x), (6, 6)),
-    'bfloat16 inside': (lambda x: (x.astype(jnp.bfloat16) @ x.T.astype(jnp.bfloat16)).astype(jnp.float32) + 1, (4, 6)),
+  'no matmul': (lambda x: jnp.cumsum(jnp.sin(x)), (8,)),
+  'sort and index': (lambda x: jnp.sort(x @ x.T, axis=-1)[:, ::2] + x[jnp.array([0, 1, 2, 3]), :2], (4, 4)),
+  'relu': (lambda x: jax.nn.relu(x @ x.T) @ x, (6, 6)),
+  'while': (lambda x: lax.while_loop(lambda c: c[1] < 3, lambda c: (0.5 * c[0] @ x, c[1] + 1), (x, 0))[0], (6, 6)),
+  'fori': (lambda x: lax.fori_loop(0, 3, lambda i, y: jnp.tanh(0.3 * y @ x) + y[i], x), (6, 6)),
+  'integers': (lambda x: (x @ x.T, jnp.arange(9).reshape(3, 3) @ jnp.ones((3, 3), jnp.int32), x.shape[0]), (4, 6)),
+  'closure': (lambda x: (x @ WEIGHTS) * FACTORS, (4, 6)),
+  'batched': (lambda x: jnp.linalg.norm(jnp.einsum('bij,bkj->bik', x, x), axis=(1, 2)), (2, 4, 6)),
+  'split': (lambda x: jnp.concatenate(jnp.split(x @ x.T, 2, axis=1)[::-1], axis=0), (6, 6)),
+  'long chain': (lambda x: functools.reduce(lambda y, i: jnp.sin(y + i), range(100), x @ x.T), (4, 4)),
+  'softmax attention': (lambda x: jax.nn.softmax(0.1 * x @ x.T + jnp.where(jnp.tri(8), 0.0, -1e9)) @ x, (8, 8)),
+  'platform': (lambda x: lax.platform_dependent(x, cpu=lambda x: x @ x, default=lambda x: x), (6, 6)),
+  'bfloat16 inside': (lambda x: (x.astype(jnp.bfloat16) @ x.T.astype(jnp.bfloat16)).astype(jnp.float32) + 1, (4, 6)),
 }
 
 
@@ -259,6 +285,7 @@ def test_keyword_arguments_pytrees_and_none():
 def test_dropout_is_the_same_with_the_same_key():
   def fn(w, x, key):
     return jnp.where(jax.random.bernoulli(key, 0.5, (16, 16)), x @ w, 0.0)
+
   args = _array(0, 8, 16), _array(1, 16, 8), jax.random.key(3)
   expected, actual = fn(*args), precision.bf16(fn)(*args)
   np.testing.assert_array_equal(expected == 0, actual == 0)

@@ -55,10 +55,13 @@ def _closing(h, w):
 
 
 CALLS = {
-    'plain': _once, 'jit': jax.jit(_once), 'remat': jax.checkpoint(_once), 'closure': _closing,
-    'scan': lambda h, w: lax.scan(lambda c, _: (_once(c, w), None), h, None, length=2)[0],
-    'cond': lambda h, w: lax.cond(jnp.sum(w) < 1e9, _once, lambda h, w: h, h, w),
-    'vmap': lambda h, w: jax.vmap(lambda row: _once(row[None], w)[0])(h),
+  'plain': _once,
+  'jit': jax.jit(_once),
+  'remat': jax.checkpoint(_once),
+  'closure': _closing,
+  'scan': lambda h, w: lax.scan(lambda c, _: (_once(c, w), None), h, None, length=2)[0],
+  'cond': lambda h, w: lax.cond(jnp.sum(w) < 1e9, _once, lambda h, w: h, h, w),
+  'vmap': lambda h, w: jax.vmap(lambda row: _once(row[None], w)[0])(h),
 }
 
 

@@ -9,8 +9,10 @@ import precision
 from pallas_kernels import AttentionSpec, attention
 from precision.policy import products
 
-PARAMS = {'router': jax.random.normal(jax.random.key(0), (16, 4)),
-          'mlp': jax.random.normal(jax.random.key(1), (16, 16))}
+PARAMS = {
+  'router': jax.random.normal(jax.random.key(0), (16, 4)),
+  'mlp': jax.random.normal(jax.random.key(1), (16, 16)),
+}
 X = jax.random.normal(jax.random.key(2), (2, 8, 16))
 
 
@@ -60,9 +62,11 @@ def test_a_kernel_is_called_in_the_dtype_of_its_module(rules, dtype):
 
 def test_a_kernel_that_takes_no_float32_can_be_chosen_under_bfloat16():
   """Traced in float32 first, 'hopper' would refuse; here it refuses the platform, having been given bfloat16."""
+
   def fn(x):
     heads = x.reshape(2, 8, 1, 16) @ jnp.eye(16)
     return attention(heads, heads, heads, AttentionSpec(causal=True), implementation='hopper')
+
   with pytest.raises(ValueError, match='head_dim|NVIDIA'):
     precision.bf16(fn)(X)
   with pytest.raises(ValueError, match='takes bfloat16 and float16, not float32'):
@@ -82,7 +86,8 @@ def test_a_rule_that_does_not_exist_is_an_error():
 def test_describe_prints_every_product_with_its_rule():
   lines = precision.describe(_policy(('*/router', 'float32')), _fn, PARAMS, X).splitlines()
   assert [line.split() for line in lines] == [
-      ['path', 'operation', 'operands', 'rule', 'times'],
-      ['layers/router', 'dot_general', '[2,8,16]', '[16,4]', 'float32', '1'],
-      ['layers/mlp', 'dot_general', '[2,8,16]', '[16,16]', 'bfloat16', '1'],
-      ['layers/attention', 'kernel', '[2,8,2,8]', '[2,8,2,8]', '[2,8,2,8]', 'bfloat16', '1']]
+    ['path', 'operation', 'operands', 'rule', 'times'],
+    ['layers/router', 'dot_general', '[2,8,16]', '[16,4]', 'float32', '1'],
+    ['layers/mlp', 'dot_general', '[2,8,16]', '[16,16]', 'bfloat16', '1'],
+    ['layers/attention', 'kernel', '[2,8,2,8]', '[2,8,2,8]', '[2,8,2,8]', 'bfloat16', '1'],
+  ]

@@ -24,13 +24,18 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def make_state(seed=0):
   weights = jax.random.normal(jax.random.key(seed), (16, 8))
   params = {'embedding': weights, 'layers': {'scale': jnp.ones((3,), jnp.bfloat16)}}
-  return {'params': params, 'optimizer': optax.adamw(1e-3).init(params), 'rng': jax.random.key(seed + 1),
-          'done': jnp.asarray(False)}
+  return {
+    'params': params,
+    'optimizer': optax.adamw(1e-3).init(params),
+    'rng': jax.random.key(seed + 1),
+    'done': jnp.asarray(False),
+  }
 
 
 def bits(state):
-  raw = [jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-         for x in jax.tree.leaves(state)]
+  raw = [
+    jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in jax.tree.leaves(state)
+  ]
   return [(x.dtype, x.shape, np.asarray(x).tobytes()) for x in raw]
 
 
@@ -170,11 +175,14 @@ def test_a_state_that_does_not_fit_is_refused_in_words(pristine):
 
   f32 = jnp.float32
   assert 'params/embedding is float32[16, 8] in the checkpoint, float32[16, 9] here' in refused(
-      lambda params: params.update(embedding=jax.ShapeDtypeStruct((16, 9), f32)))
+    lambda params: params.update(embedding=jax.ShapeDtypeStruct((16, 9), f32))
+  )
   assert 'params/embedding is float32[16, 8] in the checkpoint, float16[16, 8] here' in refused(
-      lambda params: params.update(embedding=jax.ShapeDtypeStruct((16, 8), jnp.float16)))
+    lambda params: params.update(embedding=jax.ShapeDtypeStruct((16, 8), jnp.float16))
+  )
   assert 'params/head is not in the checkpoint' in refused(
-      lambda params: params.update(head=jax.ShapeDtypeStruct((), f32)))
+    lambda params: params.update(head=jax.ShapeDtypeStruct((), f32))
+  )
   assert 'params/layers/scale is in the checkpoint only' in refused(lambda params: params.pop('layers'))
 
 
@@ -201,8 +209,10 @@ def test_restores_across_meshes(tmp_path):
     sharding = NamedSharding(mesh, PartitionSpec('fsdp') if axis == 'fsdp' else PartitionSpec())
     return {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding) for name, shape in shapes.items()}
 
-  saved = {name: jax.device_put(jax.random.normal(jax.random.key(1), leaf.shape), leaf.sharding)
-           for name, leaf in sharded('data').items()}
+  saved = {
+    name: jax.device_put(jax.random.normal(jax.random.key(1), leaf.shape), leaf.sharding)
+    for name, leaf in sharded('data').items()
+  }
   with Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(1, saved, {})
     checkpoints.wait()
@@ -211,13 +221,14 @@ def test_restores_across_meshes(tmp_path):
     checkpoints.save(2, over, {})
     checkpoints.wait()
     back, _ = checkpoints.restore(2, sharded('data'))
-    single, _ = checkpoints.restore(2, {name: jax.ShapeDtypeStruct(shape, jnp.float32)
-                                        for name, shape in shapes.items()})
+    single, _ = checkpoints.restore(
+      2, {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    )
   assert len(back['w'].sharding.device_set) == 8 and len(single['w'].sharding.device_set) == 1
   assert bits(saved) == bits(over) == bits(back) == bits(single)
 
 
-KILLED = '''
+KILLED = """
 import sys, jax, jax.numpy as jnp
 from training.checkpoints import Checkpoints
 with Checkpoints(sys.argv[1], keep_last=1) as checkpoints:
@@ -226,7 +237,7 @@ with Checkpoints(sys.argv[1], keep_last=1) as checkpoints:
     checkpoints.save(step, {f'w{i}': jnp.full((512, 1024), float(step)) for i in range(4)}, {'step': step})
     print(step, flush=True)
     step += 1
-'''
+"""
 
 
 def test_killed_at_any_moment_the_last_whole_checkpoint_is_good(tmp_path):
@@ -253,8 +264,13 @@ def test_params_sha256_sees_names_dtypes_shapes_and_bits():
   tree = {'b': np.arange(6, dtype=np.float32), 'a': {'c': np.zeros(2, np.int32)}}
   reference = params_sha256(tree)
   assert reference == params_sha256({'a': {'c': jnp.zeros(2, jnp.int32)}, 'b': jnp.arange(6, dtype=jnp.float32)})
-  changed = [tree | {'b': tree['b'].reshape(2, 3)}, tree | {'b': -tree['b']}, {'d': tree['b'], 'a': tree['a']},
-             tree | {'a': {'c': np.zeros(2, np.uint32)}}, {'b': tree['b'], 'a': {'d': np.zeros(2, np.int32)}}]
+  changed = [
+    tree | {'b': tree['b'].reshape(2, 3)},
+    tree | {'b': -tree['b']},
+    {'d': tree['b'], 'a': tree['a']},
+    tree | {'a': {'c': np.zeros(2, np.uint32)}},
+    {'b': tree['b'], 'a': {'d': np.zeros(2, np.int32)}},
+  ]
   assert len({reference, *map(params_sha256, changed)}) == len(changed) + 1
   transposed = np.arange(6, dtype=np.float32).reshape(3, 2).T
   assert params_sha256({'w': transposed}) == params_sha256({'w': np.ascontiguousarray(transposed)})

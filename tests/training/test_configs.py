@@ -17,7 +17,9 @@ def refusal(path=BASE, *overrides):
   return str(error.value)
 
 
-@pytest.mark.parametrize('override, group, key, expected', [
+@pytest.mark.parametrize(
+  'override, group, key, expected',
+  [
     ('--config.train.steps=40', 'train', 'steps', 40),
     ('train.steps=40', 'train', 'steps', 40),
     ("optimizer.warmup={'share': 0.1}", 'optimizer', 'warmup', {'share': 0.1}),
@@ -32,7 +34,8 @@ def refusal(path=BASE, *overrides):
     ('data.path=', 'data', 'path', ''),
     ("train.sample_prompts=['a', 'b']", 'train', 'sample_prompts', ('a', 'b')),
     ("data.mixture=[{'corpus': 'text', 'weight': 1}]", 'data', 'mixture', ({'corpus': 'text', 'weight': 1.0},)),
-])
+  ],
+)
 def test_overrides_take_the_type_of_the_default(override, group, key, expected):
   value = configs.load(BASE, [override])[group][key]
   assert value == expected and type(value) is type(expected)
@@ -43,7 +46,9 @@ def test_top_level_keys_and_the_last_override_win():
   assert (config.seed, config.zero_stage) == (4, 3)
 
 
-@pytest.mark.parametrize('override, said', [
+@pytest.mark.parametrize(
+  'override, said',
+  [
     ('train.stps=3', "unknown key 'train.stps'; did you mean 'train.steps'?; group 'train' has allow_new_length"),
     ('modle.num_layers=3', "did you mean 'model.num_layers'?; the config has data, init_from"),
     ('model.learning_rate=3', "did you mean 'optimizer.learning_rate'?; group 'model' has activation"),
@@ -71,7 +76,8 @@ def test_top_level_keys_and_the_last_override_win():
     ('train=3', 'train is a group; set one of its keys allow_new_length'),
     ('train.steps', "'train.steps' changes no key; type --config.GROUP.KEY=VALUE"),
     ('--train.steps=3', "'--train.steps=3' changes no key"),
-])
+  ],
+)
 def test_mistakes_in_overrides_are_told_in_words(override, said):
   assert said in refusal(BASE, override)
 
@@ -87,7 +93,9 @@ def test_an_unknown_variant_is_answered_by_the_file():
   assert "configs/base.py has no variant 'tiny'" in refusal('configs/base.py:tiny')
 
 
-@pytest.mark.parametrize('line, said', [
+@pytest.mark.parametrize(
+  'line, said',
+  [
     ('config.model.num_layrs = 3', "unknown key 'model.num_layrs'; did you mean model.num_layers?"),
     ('config.model.qk_norm = True', "unknown key 'model.qk_norm': it is 'model.attention.qk_norm' now"),
     ('config.model.num_layers = 2.5', 'mine.py: model.num_layers takes a whole number; got 2.5'),
@@ -96,11 +104,13 @@ def test_an_unknown_variant_is_answered_by_the_file():
     ('config = 3', 'must return a config made from configs/base.py; got 3'),
     ('from ml_collections import ConfigDict; config = ConfigDict({"seed": 1})', 'mine.py lacks data.batch_tokens, '),
     ('config.models.num_layers = 2', 'models'),
-])
+  ],
+)
 def test_mistakes_in_a_file_are_told_in_words(tmp_path, line, said):
   file = tmp_path / 'mine.py'
-  file.write_text(f'from configs import base\ndef get_config(variant):\n  config = base.get_config()\n  {line}\n'
-                  '  return config\n')
+  file.write_text(
+    f'from configs import base\ndef get_config(variant):\n  config = base.get_config()\n  {line}\n  return config\n'
+  )
   assert said in refusal(str(file))
 
 
@@ -112,20 +122,29 @@ def test_a_loaded_config_is_locked():
 
 @pytest.mark.parametrize('path', ['configs/quickstart.py', 'configs/gpt2.py', 'configs/llama.py:8b'])
 def test_json_round_trips_exactly(path):
-  config = configs.load(path, ["optimizer.warmup={'share': 0.1}", 'optimizer.learning_rate=0.1',
-                               "data.mixture=({'corpus': 'text', 'path': 'x', 'weight': 0.3},)"])
+  config = configs.load(
+    path,
+    [
+      "optimizer.warmup={'share': 0.1}",
+      'optimizer.learning_rate=0.1',
+      "data.mixture=({'corpus': 'text', 'path': 'x', 'weight': 0.3},)",
+    ],
+  )
   written = json.dumps(configs.to_json(config))
   read = configs.from_json(json.loads(written))
   assert read == config and read.is_locked and json.dumps(configs.to_json(read)) == written
   assert type(read.train.sample_prompts) is tuple and type(read.optimizer.decay) is dict
 
 
-@pytest.mark.parametrize('change, said', [
+@pytest.mark.parametrize(
+  'change, said',
+  [
     (lambda values: values['model'].update(flavour=1), 'has unknown model.flavour'),
     (lambda values: values.update(mesh=3), 'mesh is a group with keys data'),
     (lambda values: values['model'].update(num_layers='4'), "model.num_layers takes a whole number; got '4'"),
     (lambda values: values['model'].update(qk_norm=True), 'has both model.qk_norm and model.attention.qk_norm'),
-])
+  ],
+)
 def test_a_config_that_no_version_wrote_is_refused(change, said):
   values = configs.to_json(configs.load(BASE))
   change(values)
@@ -137,8 +156,9 @@ def test_a_config_that_no_version_wrote_is_refused(change, said):
 def test_the_config_of_an_older_version_is_read_under_the_new_names(caplog):
   config = configs.from_json(OLD)
   values = configs.flat(config)
-  written = {f'{group}.{key}': value for group, keys in OLD.items() if isinstance(keys, dict)
-             for key, value in keys.items()}
+  written = {
+    f'{group}.{key}': value for group, keys in OLD.items() if isinstance(keys, dict) for key, value in keys.items()
+  }
   for key, value in written.items():
     assert values[base.MOVED.get(key, key)] == (tuple(value) if isinstance(value, list) else value), key
   assert (config.model.attention.qk_norm, config.model.attention.dropout_rate) == (True, 0.125)
@@ -173,7 +193,7 @@ def test_moved_keys_lead_to_keys_that_exist():
 
 @pytest.mark.parametrize('old, new', base.MOVED.items())
 def test_an_old_name_is_answered_with_the_new_one(old, new):
-  assert f"unknown key {old!r}: it is {new!r} now; type --config.{new}=VALUE" in refusal(BASE, f'{old}=1')
+  assert f'unknown key {old!r}: it is {new!r} now; type --config.{new}=VALUE' in refusal(BASE, f'{old}=1')
 
 
 def test_files_are_found_from_any_directory(tmp_path, monkeypatch):

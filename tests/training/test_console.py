@@ -6,7 +6,6 @@ from training.console import PlainLines, ProgressBar, TimeLeft, clock_time, make
 
 
 class Terminal(io.StringIO):
-
   def isatty(self):
     return True
 

@@ -7,13 +7,27 @@ from training import durations
 RUN = {'batch_tokens': 512, 'sequence_length': 64, 'run_steps': 30, 'epoch_steps': 12.5}
 
 
-@pytest.mark.parametrize('duration, expected', [
-    (0, 0), (7, 7), ({'steps': 7}, 7),
-    ({'tokens': 512}, 1), ({'tokens': 513}, 2), ({'tokens': 1}, 1), ({'tokens': 0}, 0),
-    ({'examples': 8}, 1), ({'examples': 9}, 2),
-    ({'epochs': 1}, 13), ({'epochs': 2}, 25), ({'epochs': 0.1}, 2),
-    ({'share': 0.1}, 3), ({'share': 0.11}, 4), ({'share': 1}, 30), ({'share': 0}, 0),
-])
+@pytest.mark.parametrize(
+  'duration, expected',
+  [
+    (0, 0),
+    (7, 7),
+    ({'steps': 7}, 7),
+    ({'tokens': 512}, 1),
+    ({'tokens': 513}, 2),
+    ({'tokens': 1}, 1),
+    ({'tokens': 0}, 0),
+    ({'examples': 8}, 1),
+    ({'examples': 9}, 2),
+    ({'epochs': 1}, 13),
+    ({'epochs': 2}, 25),
+    ({'epochs': 0.1}, 2),
+    ({'share': 0.1}, 3),
+    ({'share': 0.11}, 4),
+    ({'share': 1}, 30),
+    ({'share': 0}, 0),
+  ],
+)
 def test_every_unit_is_converted_and_rounded_up(duration, expected):
   assert durations.steps(duration, **RUN) == expected
 

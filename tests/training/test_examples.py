@@ -21,8 +21,13 @@ MASK, ROWS, LENGTH = 300, 16, 12
 class Masked:
   """Predicts masked bytes, and learns nothing of the row's label but counts it."""
 
-  batch_axes = {'tokens': ('batch', 'length'), 'labels': ('batch', 'length'), 'segment_ids': ('batch', 'length'),
-                'positions': ('batch', 'length'), 'kind': ('batch',)}
+  batch_axes = {
+    'tokens': ('batch', 'length'),
+    'labels': ('batch', 'length'),
+    'segment_ids': ('batch', 'length'),
+    'positions': ('batch', 'length'),
+    'kind': ('batch',),
+  }
 
   @classmethod
   def from_config(cls, objective_config):
@@ -34,8 +39,12 @@ class Masked:
   def examples(self, rows, seeds):
     masked = np.stack([np.random.default_rng(seed).random(rows['tokens'].shape[1]) < 0.3 for seed in seeds])
     masked &= rows['segment_ids'] > 0
-    return {**rows, 'tokens': np.where(masked, np.int32(MASK), rows['tokens']),
-            'labels': np.where(masked, rows['tokens'], np.int32(-1)), 'kind': (seeds[:, 2] % 3).astype(np.int32)}
+    return {
+      **rows,
+      'tokens': np.where(masked, np.int32(MASK), rows['tokens']),
+      'labels': np.where(masked, rows['tokens'], np.int32(-1)),
+      'kind': (seeds[:, 2] % 3).astype(np.int32),
+    }
 
   def loss(self, model):
     def loss(params, batch, rng):
@@ -45,8 +54,11 @@ class Masked:
       masked = jnp.sum(batch['labels'] >= 0, dtype=jnp.float32)
       where = jnp.sum((batch['labels'] + 1.0) * jnp.arange(LENGTH), axis=1) * (1.0 + batch['kind'])
       rows = jnp.float32(len(where))
-      metrics |= {'loss': Metric(jnp.sum(result.nll), masked), 'where': Metric(jnp.sum(where), rows),
-                  'kind': Metric(jnp.sum(batch['kind'], dtype=jnp.float32), rows)}
+      metrics |= {
+        'loss': Metric(jnp.sum(result.nll), masked),
+        'where': Metric(jnp.sum(where), rows),
+        'kind': Metric(jnp.sum(batch['kind'], dtype=jnp.float32), rows),
+      }
       return result.total / masked, metrics
 
     return loss
@@ -61,9 +73,18 @@ def config(tmp_path, monkeypatch):
   monkeypatch.setitem(objectives.OBJECTIVES, 'causal', Masked)
   (tmp_path / 'text').write_text('\n\n'.join('abcdefgh'[i % 8] * (5 + i % 7) for i in range(120)))
   return functools.partial(configs.load, 'configs/base.py'), [
-      'data.corpus=text', f'data.path={tmp_path}/text', 'data.document=blank-line', 'data.tokenizer=bytes',
-      f'data.sequence_length={LENGTH}', f'data.batch_tokens={ROWS * LENGTH}', 'model.vocab_size=320',
-      'model.num_layers=1', 'model.embed_dim=16', 'model.num_heads=1', 'optimizer.warmup=0']
+    'data.corpus=text',
+    f'data.path={tmp_path}/text',
+    'data.document=blank-line',
+    'data.tokenizer=bytes',
+    f'data.sequence_length={LENGTH}',
+    f'data.batch_tokens={ROWS * LENGTH}',
+    'model.vocab_size=320',
+    'model.num_layers=1',
+    'model.embed_dim=16',
+    'model.num_heads=1',
+    'optimizer.warmup=0',
+  ]
 
 
 def test_masks_are_those_of_the_row_whatever_accumulation_mesh_and_resumption(config):
@@ -89,8 +110,12 @@ def test_masks_are_those_of_the_row_whatever_accumulation_mesh_and_resumption(co
   assert not np.array_equal(first[0]['labels'] >= 0, first[1]['labels'] >= 0)
 
   results = []
-  for extra in ('mesh.data=1',), ('mesh.data=1', 'optimizer.accumulation_steps=4'), ('mesh.data=8',), (
-      'mesh.data=2', 'optimizer.accumulation_steps=2'):
+  for extra in (
+    ('mesh.data=1',),
+    ('mesh.data=1', 'optimizer.accumulation_steps=4'),
+    ('mesh.data=8',),
+    ('mesh.data=2', 'optimizer.accumulation_steps=2'),
+  ):
     compiled = program.build(load([*overrides, *extra]))
     state, reported = compiled.init(), []
     for batch in first:

@@ -15,10 +15,22 @@ class Device:
   platform: str = 'gpu'
 
 
-@pytest.mark.parametrize('kind, tera', [
-    ('NVIDIA H100 80GB HBM3', 989.4), ('NVIDIA H100 PCIe', 756), ('NVIDIA H200', 989.4),
-    ('NVIDIA A100-SXM4-80GB', 312), ('TPU v4', 275), ('TPU v5 lite', 197), ('TPU v5e', 197), ('TPU v5', 459),
-    ('TPU v5p', 459), ('TPU v6 lite', 918), ('TPU v6e', 918)])
+@pytest.mark.parametrize(
+  'kind, tera',
+  [
+    ('NVIDIA H100 80GB HBM3', 989.4),
+    ('NVIDIA H100 PCIe', 756),
+    ('NVIDIA H200', 989.4),
+    ('NVIDIA A100-SXM4-80GB', 312),
+    ('TPU v4', 275),
+    ('TPU v5 lite', 197),
+    ('TPU v5e', 197),
+    ('TPU v5', 459),
+    ('TPU v5p', 459),
+    ('TPU v6 lite', 918),
+    ('TPU v6e', 918),
+  ],
+)
 def test_published_peaks_count_every_device(kind, tera):
   assert hardware.peak_flops([Device(kind)] * 4, 'bfloat16') == pytest.approx(4 * tera * 1e12)
 

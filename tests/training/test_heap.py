@@ -9,7 +9,7 @@ import pytest
 
 from training import heap
 
-_PROGRAM = '''
+_PROGRAM = """
 import json, resource, sys
 import numpy as np
 from training import heap
@@ -21,7 +21,7 @@ def faults():
   return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults()
 print(json.dumps([kept, faults()]))
-'''
+"""
 
 
 def _run(mode):
@@ -33,7 +33,7 @@ def _run(mode):
 def test_large_blocks_are_not_faulted_in_again():
   kept, faults = _run('kept')
   if not kept:
-    pytest.skip('malloc is not glibc\'s, or there is too little memory')
+    pytest.skip("malloc is not glibc's, or there is too little memory")
   assert _run('given back')[1] > 5000 and faults < 500
 
 

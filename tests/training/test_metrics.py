@@ -42,8 +42,9 @@ def test_lines_are_json_and_exact(tmp_path):
     raise AssertionError(f'{constant} is not JSON')
 
   assert [json.loads(line, parse_constant=refuse) for line in lines] == [
-      {'step': 1, 'tokens': 4096, 'loss': float(loss), 'grad_norm': None}]
-  line, = read_metrics(tmp_path)
+    {'step': 1, 'tokens': 4096, 'loss': float(loss), 'grad_norm': None}
+  ]
+  (line,) = read_metrics(tmp_path)
   assert math.isnan(line.pop('grad_norm')) and line == {'step': 1, 'tokens': 4096, 'loss': float(loss)}
   assert read_metrics(tmp_path / 'none') == []
 
@@ -59,8 +60,8 @@ def test_tensorboard_events_can_be_read_back(tmp_path):
     content = path.read_bytes()
     while content:  # TFRecord: length (8 bytes), its checksum (4), the event, its checksum (4)
       length = int.from_bytes(content[:8], 'little')
-      events.append(event_pb2.Event.FromString(content[12:12 + length]))
-      content = content[16 + length:]
+      events.append(event_pb2.Event.FromString(content[12 : 12 + length]))
+      content = content[16 + length :]
   scalars = [(event.step, event.summary.value[0].simple_value) for event in events if event.summary.value]
   restarts = [event.step for event in events if event.HasField('session_log')]
   assert scalars == [(1, 1.0), (2, 2.0), (2, 5.0)]

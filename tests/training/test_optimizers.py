@@ -11,16 +11,16 @@ from training import optimizers
 
 GOLDEN = np.load(pathlib.Path(__file__).resolve().parents[1] / 'golden' / 'optimizers.npz')
 AXES = {
-    'embedding': {'table': ('vocab', 'embed')},
-    'position': {'table': ('length', 'embed')},
-    'final_norm': {'scale': ('embed',)},
-    'layers': {
-        'query': {'kernel': ('layers', 'embed', 'heads', 'head_dim'), 'bias': ('layers', 'heads', 'head_dim')},
-        'out': {'kernel': ('layers', 'heads', 'head_dim', 'embed'), 'bias': ('layers', 'embed')},
-        'up': {'kernel': ('layers', 'embed', 'mlp'), 'bias': ('layers', 'mlp')},
-        'down': {'kernel': ('layers', 'mlp', 'embed')},
-        'norm': {'scale': ('layers', 'embed')},
-    },
+  'embedding': {'table': ('vocab', 'embed')},
+  'position': {'table': ('length', 'embed')},
+  'final_norm': {'scale': ('embed',)},
+  'layers': {
+    'query': {'kernel': ('layers', 'embed', 'heads', 'head_dim'), 'bias': ('layers', 'heads', 'head_dim')},
+    'out': {'kernel': ('layers', 'heads', 'head_dim', 'embed'), 'bias': ('layers', 'embed')},
+    'up': {'kernel': ('layers', 'embed', 'mlp'), 'bias': ('layers', 'mlp')},
+    'down': {'kernel': ('layers', 'mlp', 'embed')},
+    'norm': {'scale': ('layers', 'embed')},
+  },
 }
 SIZES = {'vocab': 160, 'length': 16, 'embed': 128, 'heads': 2, 'head_dim': 64, 'mlp': 256, 'layers': 3}
 WIDTHS = {'query': (128, 128), 'out': (128, 128), 'up': (128, 256), 'down': (256, 128)}
@@ -28,8 +28,11 @@ WIDTHS = {'query': (128, 128), 'out': (128, 128), 'up': (128, 256), 'down': (256
 
 def tree(seed, scale=1.0):
   generator = np.random.default_rng(seed)
-  return jax.tree.map(lambda axes: jnp.asarray(scale * generator.normal(size=[SIZES[a] for a in axes]), jnp.float32),
-                      AXES, is_leaf=lambda node: isinstance(node, tuple))
+  return jax.tree.map(
+    lambda axes: jnp.asarray(scale * generator.normal(size=[SIZES[a] for a in axes]), jnp.float32),
+    AXES,
+    is_leaf=lambda node: isinstance(node, tuple),
+  )
 
 
 def optimizer(name, axes=AXES, run_steps=100, **keys):
@@ -40,6 +43,7 @@ def optimizer(name, axes=AXES, run_steps=100, **keys):
 
 def updated(transformation, params, gradients):
   """The parameters after an update by each of `gradients`."""
+
   @jax.jit
   def step(params, state, gradient):
     updates, state = transformation.update(gradient, state, params, grad_norm=optax.tree.norm(gradient))
@@ -55,8 +59,17 @@ def updated(transformation, params, gradients):
 def test_pytorch_makes_the_same_updates(name):
   axes = {'kernel': ('layers', 'embed', 'heads', 'head_dim'), 'scale': ('layers', 'embed')}
   decay = 0.1 if name == 'adamw' else 0.0
-  transformation = optimizer(name, axes, learning_rate=3e-2, beta1=0.8, beta2=0.95, epsilon=1e-6, momentum=0.7,
-                             clip_norm=10.0, weight_decay=decay)
+  transformation = optimizer(
+    name,
+    axes,
+    learning_rate=3e-2,
+    beta1=0.8,
+    beta2=0.95,
+    epsilon=1e-6,
+    momentum=0.7,
+    clip_norm=10.0,
+    weight_decay=decay,
+  )
   gradients = [{leaf: GOLDEN[f'gradients/{leaf}'][update] for leaf in axes} for update in range(5)]
   params = updated(transformation, {leaf: jnp.asarray(GOLDEN[f'initial/{leaf}']) for leaf in axes}, gradients)
   for leaf in axes:
@@ -124,8 +137,9 @@ def test_decay_shrinks_matrices_and_nothing_else(name):
   rates = {'learning_rate': 0.1, 'adam_learning_rate': 0.1}
   moved = updated(optimizer(name, weight_decay=0.5, **rates), params, [zeros])
   decayed = jax.tree.map(lambda matrix: 0.95 if matrix and name != 'adam' else 1.0, optimizers.matrices(AXES))
-  jax.tree.map(lambda new, old, factor: np.testing.assert_allclose(new, factor * old, rtol=1e-6),
-               moved, params, decayed)
+  jax.tree.map(
+    lambda new, old, factor: np.testing.assert_allclose(new, factor * old, rtol=1e-6), moved, params, decayed
+  )
 
 
 def test_matrices_map_one_width_to_another():
@@ -140,8 +154,12 @@ def test_gradients_are_clipped_by_their_global_norm(clip_norm, length, moved_by)
   gradient = jax.tree.map(lambda g: g * length / optax.tree.norm(tree(1)), tree(1))
   transformation = optimizer('sgd', clip_norm=clip_norm, learning_rate=1.0, weight_decay=0.0)
   moved = updated(transformation, tree(0), [gradient])
-  jax.tree.map(lambda new, old, g: np.testing.assert_allclose(old - new, g * moved_by / length, atol=1e-6),
-               moved, tree(0), gradient)
+  jax.tree.map(
+    lambda new, old, g: np.testing.assert_allclose(old - new, g * moved_by / length, atol=1e-6),
+    moved,
+    tree(0),
+    gradient,
+  )
 
 
 @pytest.mark.parametrize('name', optimizers.NAMES)

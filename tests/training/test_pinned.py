@@ -10,12 +10,24 @@ from training import configs, program
 # A change of these numbers is a change of what is trained. If that is what you want, say so in the commit and put the
 # new ones here; if you only moved code, something moved with it.
 PINNED = {
-    ('configs/quickstart.py:tiny', 'bfloat16'): {
-        'loss': 5.787824, 'total_loss': 5.787824, 'accuracy': 0.003929273, 'grad_norm': 0.3916305, 'update': 0.06107585,
-        'learning_rate': 0.001, 'finite': 1.0},
-    ('configs/quickstart.py:tiny', 'float32'): {
-        'loss': 5.787825, 'total_loss': 5.787825, 'accuracy': 0.003929273, 'grad_norm': 0.3920163, 'update': 0.06107402,
-        'learning_rate': 0.001, 'finite': 1.0},
+  ('configs/quickstart.py:tiny', 'bfloat16'): {
+    'loss': 5.787824,
+    'total_loss': 5.787824,
+    'accuracy': 0.003929273,
+    'grad_norm': 0.3916305,
+    'update': 0.06107585,
+    'learning_rate': 0.001,
+    'finite': 1.0,
+  },
+  ('configs/quickstart.py:tiny', 'float32'): {
+    'loss': 5.787825,
+    'total_loss': 5.787825,
+    'accuracy': 0.003929273,
+    'grad_norm': 0.3920163,
+    'update': 0.06107402,
+    'learning_rate': 0.001,
+    'finite': 1.0,
+  },
 }
 
 
@@ -26,8 +38,12 @@ def test_one_steps_metrics(path, dtype):
   rows = config.data.batch_tokens // config.data.sequence_length
   random = np.random.default_rng(0)
   shape = (rows, config.data.sequence_length)
-  batch = {'tokens': random.integers(0, 257, shape, np.int32), 'labels': random.integers(-1, 257, shape, np.int32),
-           'segment_ids': np.ones(shape, np.int32), 'positions': np.indices(shape, np.int32)[1]}
+  batch = {
+    'tokens': random.integers(0, 257, shape, np.int32),
+    'labels': random.integers(-1, 257, shape, np.int32),
+    'segment_ids': np.ones(shape, np.int32),
+    'positions': np.indices(shape, np.int32)[1],
+  }
   state = built.init()
   first = jax.device_get(state.params)
   state, metrics = built.step(state, batch)

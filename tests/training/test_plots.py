@@ -12,14 +12,25 @@ from training.metrics import MetricsWriter
 
 NAMES = ['loss', 'learning_rate_and_grad_norm', 'throughput']
 RUNS = {
-    'usual': [{'step': step, 'loss': 8 / step, 'learning_rate': 1e-3, 'grad_norm': 1 / step,
-               'tokens_per_second': 1e4, 'mfu': 0.4} for step in range(1, 200)]
-             + [{'step': 200, 'eval/loss': 0.5}],
-    'one line': [{'step': 1, 'loss': 8.0, 'learning_rate': 0.0, 'grad_norm': 0.0, 'tokens_per_second': 1e4}],
-    'with NaN': [{'step': step, 'loss': math.nan if step > 2 else 1.0, 'learning_rate': 1e-3,
-                  'grad_norm': math.inf, 'tokens_per_second': 1.0, 'mfu': math.nan, 'eval/loss': math.nan}
-                 for step in range(1, 5)],
-    'evaluation only': [{'step': 0, 'eval/loss': 8.0}],
+  'usual': [
+    {'step': step, 'loss': 8 / step, 'learning_rate': 1e-3, 'grad_norm': 1 / step, 'tokens_per_second': 1e4, 'mfu': 0.4}
+    for step in range(1, 200)
+  ]
+  + [{'step': 200, 'eval/loss': 0.5}],
+  'one line': [{'step': 1, 'loss': 8.0, 'learning_rate': 0.0, 'grad_norm': 0.0, 'tokens_per_second': 1e4}],
+  'with NaN': [
+    {
+      'step': step,
+      'loss': math.nan if step > 2 else 1.0,
+      'learning_rate': 1e-3,
+      'grad_norm': math.inf,
+      'tokens_per_second': 1.0,
+      'mfu': math.nan,
+      'eval/loss': math.nan,
+    }
+    for step in range(1, 5)
+  ],
+  'evaluation only': [{'step': 0, 'eval/loss': 8.0}],
 }
 
 
@@ -43,7 +54,7 @@ def test_no_metrics_no_plots(tmp_path):
 
 
 def test_loss_plot_shows_the_validation_points():
-  axes, = plots.plot_loss(RUNS['usual']).axes
+  (axes,) = plots.plot_loss(RUNS['usual']).axes
   lines = {line.get_label(): line.get_xydata() for line in axes.get_lines()}
   assert lines['validation'].tolist() == [[200, 0.5]]
   assert np.allclose(lines['training'], [(step, 8 / step) for step in range(1, 200)])

@@ -26,6 +26,7 @@ def workdir(tmp_path):
   def write(values):
     (tmp_path / 'config.json').write_text(json.dumps(values))
     return tmp_path
+
   return write
 
 
@@ -35,16 +36,27 @@ def test_a_directory_without_a_run_has_nothing_to_compare(tmp_path):
 
 def test_how_a_run_is_watched_and_computed_may_change(workdir):
   directory = workdir(configs.to_json(config()))
-  changed = ('train.steps=7', 'train.keep_last=9', 'mesh.fsdp=8', 'zero_stage=3', 'model.remat=full',
-             'model.layer_loop=scan', 'model.attention.implementation=reference', 'data.num_workers=3')
+  changed = (
+    'train.steps=7',
+    'train.keep_last=9',
+    'mesh.fsdp=8',
+    'zero_stage=3',
+    'model.remat=full',
+    'model.layer_loop=scan',
+    'model.attention.implementation=reference',
+    'data.num_workers=3',
+  )
   assert resuming.check_same_run(config(*changed), directory) == config()
 
 
-@pytest.mark.parametrize('override, said', [
+@pytest.mark.parametrize(
+  'override, said',
+  [
     ('model.attention.dropout_rate=0.5', 'model.attention.dropout_rate was 0.0 and is 0.5'),
     ("optimizer.warmup={'share': 0.1}", "optimizer.warmup was 10 and is {'share': 0.1}"),
     ('seed=3', 'seed was 0 and is 3'),
-])
+  ],
+)
 def test_what_decides_the_result_may_not_change(workdir, override, said):
   with pytest.raises(configs.ConfigError, match='Give the same values to resume it') as error:
     resuming.check_same_run(config(override), workdir(configs.to_json(config())))
@@ -75,10 +87,13 @@ def test_a_new_length_is_free_where_the_learning_rate_does_not_follow_it(schedul
   assert check((*keys, *SHORT), (*keys, *LONG)) == ''
 
 
-@pytest.mark.parametrize('keys', [
+@pytest.mark.parametrize(
+  'keys',
+  [
     ('optimizer.schedule=constant', "optimizer.warmup={'share': 0.1}"),
     ('optimizer.schedule=step', "optimizer.decay={'share': 0.1}"),
-])
+  ],
+)
 def test_a_share_of_the_run_follows_the_length(keys):
   with pytest.raises(configs.ConfigError, match='allow_new_length'):
     check((*keys, *SHORT), (*keys, *LONG))
@@ -97,14 +112,19 @@ def test_what_happens_to_the_learning_rate_is_said():
   """Linear from 1 at step 10 down to 0.1 at the end; two steps were not finite and did not count."""
   keys = ('optimizer.schedule=linear', 'train.allow_new_length=True')
   said = check((*keys, *SHORT), (*keys, *LONG), step=57, bad_steps=2)
-  assert said == ('train.steps was 100 and is 200: after step 57 the learning rate would have been 0.55 and becomes '
-                  '0.787, in the end, at step 200, 0.1')
+  assert said == (
+    'train.steps was 100 and is 200: after step 57 the learning rate would have been 0.55 and becomes '
+    '0.787, in the end, at step 200, 0.1'
+  )
 
 
-@pytest.mark.parametrize('overrides, step, said', [
+@pytest.mark.parametrize(
+  'overrides, step, said',
+  [
     ((), 100, 'raise train.steps and set train.allow_new_length=True'),
     (('optimizer.schedule=constant',), 100, 'raise train.steps to train it longer'),
     ((), 60, 'raise train.early_stopping_patience'),
-])
+  ],
+)
 def test_a_finished_run_is_told_how_to_go_on(overrides, step, said):
   assert said in resuming.how_to_go_on(config(*overrides), Progress(step), 100)

@@ -201,8 +201,12 @@ def gradients(config):
   compiled = program.build(config)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, compiled.abstract_state.params)
   gradient = parallel.compile_evaluation(
-    lambda params, batch: jax.grad(compiled.task.loss, has_aux=True)(params, batch, None)[0], compiled.mesh,
-    shardings, compiled.batch_shardings, config.zero_stage)
+    lambda params, batch: jax.grad(compiled.task.loss, has_aux=True)(params, batch, None)[0],
+    compiled.mesh,
+    shardings,
+    compiled.batch_shardings,
+    config.zero_stage,
+  )
   return [np.asarray(leaf) for leaf in jax.tree.leaves(gradient(compiled.init().params, random_batch(0)))]
 
 

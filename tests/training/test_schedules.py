@@ -20,7 +20,9 @@ def curve(name, run=RUN, warmup=WARMUP, decay=DECAY, **keys):
 def after_warmup(name, done):
   """The learning rate of the update after `done` updates, at least the warm-up's, as textbooks have it."""
   done, rest = done - WARMUP, RUN - WARMUP
-  return PEAK * {
+  return (
+    PEAK
+    * {
       'constant': lambda: 1,
       'linear': lambda: 1 + (0.2 - 1) * done / rest,
       'cosine': lambda: 0.2 + 0.8 * (1 + math.cos(math.pi * done / rest)) / 2,
@@ -28,7 +30,8 @@ def after_warmup(name, done):
       'wsd': lambda: 1 if done < rest - DECAY else 1 - 0.8 * (done - rest + DECAY) / DECAY,
       'step': lambda: 0.3 ** (done // DECAY),
       'exponential': lambda: 0.3 ** (done / DECAY),
-  }[name]()
+    }[name]()
+  )
 
 
 @pytest.mark.parametrize('name', schedules.NAMES)
@@ -44,7 +47,7 @@ def test_a_run_starts_above_zero_and_never_passes_the_peak(name, warmup):
   values = curve(name, warmup=warmup)
   assert values[0] == pytest.approx(PEAK / max(warmup, 1))
   assert values.max() == pytest.approx(PEAK) == values[max(warmup - 1, 0)]
-  assert (values > 0).all() and (np.diff(values[max(warmup, 1) - 1:]) <= 1e-7).all()
+  assert (values > 0).all() and (np.diff(values[max(warmup, 1) - 1 :]) <= 1e-7).all()
 
 
 @pytest.mark.parametrize('name', ['constant', 'linear', 'cosine', 'inverse_sqrt', 'step', 'exponential'])

@@ -11,7 +11,7 @@ import pytest
 from training.signals import StopRequest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-LOOP = '''
+LOOP = """
 import time
 from training.signals import StopRequest
 with StopRequest() as stop:
@@ -22,7 +22,7 @@ with StopRequest() as stop:
   if stop.requested == 'SIGINT':
     time.sleep(60)
 raise SystemExit(75)
-'''
+"""
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -36,8 +36,9 @@ def test_a_signal_is_a_flag_and_the_former_handlers_come_back(number):
 
 
 def start():
-  process = subprocess.Popen([sys.executable, '-c', LOOP], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             text=True)
+  process = subprocess.Popen(
+    [sys.executable, '-c', LOOP], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
   assert process.stdout.readline() == 'ready\n'
   return process
 

@@ -11,16 +11,28 @@ def refusal(*overrides, device_count=8):
   return str(error.value)
 
 
-@pytest.mark.parametrize('overrides', [
-    (), ('mesh.fsdp=8', 'zero_stage=3'), ('mesh.data=1',), ('optimizer.accumulation_steps=2', 'mesh.data=4'),
-    ("train.steps={'epochs': 1}", 'optimizer.schedule=wsd'), ('zero_stage=3',), ('model.positions=learned',),
-    ('train.steps=4',), ('model.num_heads=3', 'model.head_dim=8'), ("train.steps={'tokens': 100000}",),
-])
+@pytest.mark.parametrize(
+  'overrides',
+  [
+    (),
+    ('mesh.fsdp=8', 'zero_stage=3'),
+    ('mesh.data=1',),
+    ('optimizer.accumulation_steps=2', 'mesh.data=4'),
+    ("train.steps={'epochs': 1}", 'optimizer.schedule=wsd'),
+    ('zero_stage=3',),
+    ('model.positions=learned',),
+    ('train.steps=4',),
+    ('model.num_heads=3', 'model.head_dim=8'),
+    ("train.steps={'tokens': 100000}",),
+  ],
+)
 def test_what_can_run_passes(overrides):
   validation.validate(configs.load(TINY, overrides), 8)
 
 
-@pytest.mark.parametrize('overrides, said', [
+@pytest.mark.parametrize(
+  'overrides, said',
+  [
     (['model.num_heads=3'], 'model.num_heads=3 does not divide model.embed_dim=64; choose heads that divide it'),
     (['model.num_kv_heads=3'], 'model.num_kv_heads=3 does not divide model.num_heads=4'),
     (['model.head_dim=15'], 'set an even model.head_dim'),
@@ -29,18 +41,25 @@ def test_what_can_run_passes(overrides):
     (['data.corpus=text', 'data.path=nowhere.txt'], 'nowhere.txt does not exist'),
     (['data.tokenizer=file'], "data.tokenizer_path is ''"),
     (['data.corpus=mixture'], 'data.mixture is empty'),
-    (['data.batch_tokens=1000'], 'data.batch_tokens=1000 must be a multiple of data.sequence_length=64; for '
-                                 'example --config.data.batch_tokens=1024'),
+    (
+      ['data.batch_tokens=1000'],
+      'data.batch_tokens=1000 must be a multiple of data.sequence_length=64; for '
+      'example --config.data.batch_tokens=1024',
+    ),
     (['data.batch_tokens=3'], 'for example --config.data.batch_tokens=64'),
-    (['data.batch_tokens=576'], 'is 9 rows of data.sequence_length=64, which do not divide into '
-                                'optimizer.accumulation_steps=1 times 8 shards of the mesh; for example '
-                                '--config.data.batch_tokens=1024'),
+    (
+      ['data.batch_tokens=576'],
+      'is 9 rows of data.sequence_length=64, which do not divide into '
+      'optimizer.accumulation_steps=1 times 8 shards of the mesh; for example '
+      '--config.data.batch_tokens=1024',
+    ),
     (['optimizer.accumulation_steps=3'], 'optimizer.accumulation_steps=3 times 8 shards'),
     (['optimizer.schedule=wsd', 'train.steps=12'], 'make optimizer.warmup or optimizer.decay shorter'),
     (['mesh.tensor=2'], 'mesh.tensor=2 does not exist yet; set mesh.tensor=1'),
     (['mesh.fsdp=3'], 'mesh.fsdp=3 does not divide the 8 devices'),
     (['mesh.data=16'], 'needs 16 devices; there are 8; set mesh.data=-1'),
     (['mesh.fsdp=8', 'zero_stage=3', 'model.embed_dim=60', 'model.head_dim=16'], 'of size 60 does not divide over'),
-])
+  ],
+)
 def test_mistakes_are_told_in_words(overrides, said):
   assert said in refusal(*overrides)

@@ -15,8 +15,28 @@ from data.tokenizers import base, characters, hugging_face, sentencepieces, word
 
 LOSSLESS = ('bytes', 'sentencepiece-bpe', 'sentencepiece-unigram', 'byte-bpe')
 LOSSY = ('characters', 'words', 'wordpiece')
-HARD = ('\u2581', '\0', '\n', '\n\n', ' ', '    ', '\t', '\r\n', '</s>', '<unk>', '<0x0A>', '<|endoftext|>', '[SEP]',
-        'e\u0301', '\ufffd', '\ufeff', '\u2585', '\U0010ffff', 'the', 'self.')
+HARD = (
+  '\u2581',
+  '\0',
+  '\n',
+  '\n\n',
+  ' ',
+  '    ',
+  '\t',
+  '\r\n',
+  '</s>',
+  '<unk>',
+  '<0x0A>',
+  '<|endoftext|>',
+  '[SEP]',
+  'e\u0301',
+  '\ufffd',
+  '\ufeff',
+  '\u2585',
+  '\U0010ffff',
+  'the',
+  'self.',
+)
 TEXT = st.lists(st.text(st.characters(exclude_categories=['Cs'])) | st.sampled_from(HARD)).map(''.join)
 
 
@@ -100,7 +120,7 @@ def merged(symbols, rank):
   symbols = list(symbols)
   while known := [(rank[pair], i) for i, pair in enumerate(itertools.pairwise(symbols)) if pair in rank]:
     _, i = min(known)
-    symbols[i:i + 2] = [symbols[i] + symbols[i + 1]]
+    symbols[i : i + 2] = [symbols[i] + symbols[i + 1]]
   return symbols
 
 
@@ -141,7 +161,7 @@ def test_wordpiece_equals_longest_match_by_hand(trained, documents):
       fits = [end for end in range(len(word), start, -1) if '##' * (start > 0) + word[start:end] in vocabulary]
       if not fits:
         return ['[UNK]']
-      out.append('##' * (start > 0) + word[start:fits[0]])
+      out.append('##' * (start > 0) + word[start : fits[0]])
       start = fits[0]
     return out
 

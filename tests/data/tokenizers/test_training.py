@@ -65,8 +65,14 @@ def test_processes_with_other_hash_seeds_train_the_same(data_config, documents, 
     'documents = [types.SimpleNamespace(text=text) for _, text in sorted(topics.topics.items())[:40]];'
     'print(tokenizers.train(data_config, documents).fingerprint)'
   )
-  other = subprocess.run([sys.executable, '-c', code, kind, data_config.cache_dir], cwd=ROOT, check=True, text=True,
-                         capture_output=True, env=os.environ | {'PYTHONHASHSEED': '7'})
+  other = subprocess.run(
+    [sys.executable, '-c', code, kind, data_config.cache_dir],
+    cwd=ROOT,
+    check=True,
+    text=True,
+    capture_output=True,
+    env=os.environ | {'PYTHONHASHSEED': '7'},
+  )
   data_config.cache_dir += '2'
   assert tokenizers.train(data_config, documents).fingerprint == other.stdout.strip()
 
@@ -119,8 +125,13 @@ def test_a_trained_model_file_loads(data_config, trained, kind, tmp_path):
 def sentencepiece_file(path, documents, **options):
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=(document.text for document in documents), model_writer=model, vocab_size=500, minloglevel=2,
-    max_sentence_length=1 << 20, **options)
+    sentence_iterator=(document.text for document in documents),
+    model_writer=model,
+    vocab_size=500,
+    minloglevel=2,
+    max_sentence_length=1 << 20,
+    **options,
+  )
   path.write_bytes(model.getvalue())
   return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
@@ -137,15 +148,22 @@ def test_a_foreign_sentencepiece_model_encodes_and_decodes_as_the_library(data_c
   assert '\ufffd' in tokenizer.decode(tokenizer.encode('😀'))
 
 
-@pytest.mark.parametrize('options', [
-  {'add_dummy_prefix': True},
-  {'remove_extra_whitespaces': True},
-  {'normalization_rule_name': 'nfkc'},
-  {'byte_fallback': False},
-])
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'add_dummy_prefix': True},
+    {'remove_extra_whitespaces': True},
+    {'normalization_rule_name': 'nfkc'},
+    {'byte_fallback': False},
+  ],
+)
 def test_a_sentencepiece_model_that_changes_text_is_not_called_lossless(data_config, documents, tmp_path, options):
-  faithful = {'add_dummy_prefix': False, 'remove_extra_whitespaces': False, 'normalization_rule_name': 'identity',
-              'byte_fallback': True}
+  faithful = {
+    'add_dummy_prefix': False,
+    'remove_extra_whitespaces': False,
+    'normalization_rule_name': 'identity',
+    'byte_fallback': True,
+  }
   sentencepiece_file(tmp_path / 'changing.model', documents, model_type='bpe', **faithful | options)
   assert not load(data_config, tmp_path / 'changing.model').lossless
   sentencepiece_file(tmp_path / 'faithful.model', documents, model_type='bpe', **faithful)

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import sys
 
 import pytest
@@ -137,3 +138,11 @@ def test_a_sound_house_passes(tmp_path, file, code):
   (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
   (tmp_path / file).write_text(code)
   assert not forbidden_imports(tmp_path) + stray_mesh_axes(tmp_path)
+
+
+def test_the_reading_list_tells_its_length():
+  rows = re.findall(r'\| \d+ \| \[(\S+)\]\(\.\./\S+\) \| (\d+) \|', (ROOT / 'docs' / 'architecture.md').read_text())
+  lengths = {file: len((ROOT / file).read_text().splitlines()) for file, _ in rows}
+  assert len(rows) >= 10 and sum(lengths.values()) < 1500, f'a training step takes {sum(lengths.values())} lines to read'
+  wrong = [f'{file} has {lengths[file]} lines' for file, told in rows if abs(int(told) - lengths[file]) > 10]
+  assert not wrong, f'correct docs/architecture.md: {", ".join(wrong)}'

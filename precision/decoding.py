@@ -1,13 +1,14 @@
 """Generation under the precision of training."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from precision.interpreter import Interpreter
-from precision.mixed import mixed_precision
-from precision.policy import BFLOAT16, Policy
+from precision.mixed import is_rounded_lookup, rules
+from precision.policy import BFLOAT16, FLOAT32, Policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,31 +37,28 @@ class Decoder:
     return self.model.length_limit
 
   def unstacked(self, params, stream):
-    """The parameters as a decode loop should hold them: unstacked, and rounded already where only products that round
-    them read them, which halves what each token reads of them.
+    """The parameters as a decode loop should hold them.
+
+    Unstacked, and rounded already where only products and look-ups that round them read them: half the bytes a token.
 
     Args:
       params: the parameters.
       stream: any tokens that `prefill` takes.
     """
     params = self.model.unstacked(params)
-    rounded, looked_up = set(), set()
+    rounded, exact = set(), set()
 
-    def product(site):
-      if self.policy.rule(site.path) == BFLOAT16:
-        rounded.update(site.sources)
-      else:
-        looked_up.update(site.sources)
+    def reads(site):
+      rounds = is_rounded_lookup(self.policy, site) or (
+        site.eqn.primitive.name == 'dot_general' and self.policy.rule(site.path) == BFLOAT16
+      )
+      (rounded if rounds else exact).update(site.sources)
       return site.bind()
 
-    def gather(site):
-      looked_up.update(site.sources)
-      return site.bind()
-
-    interpreter = Interpreter({'dot_general': product, 'gather': gather})
+    interpreter = Interpreter({'dot_general': reads, 'gather': reads})
     prefill = lambda params: self.model.prefill(params, stream, stream.tokens.shape[1])
     jax.eval_shape(interpreter.transform(prefill), params)
-    narrow = rounded - looked_up
+    narrow = rounded - exact
 
     def store(path, leaf):
       name = jax.tree_util.keystr(path, simple=True, separator='/')
@@ -70,5 +68,20 @@ class Decoder:
 
   def _apply(self, fn):
     """`fn` of parameters as they are stored, and more."""
+    if self.policy == Policy((('*', FLOAT32),)):
+      return fn
     wide = lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf
-    return mixed_precision(lambda params, *args: fn(jax.tree.map(wide, params), *args), self.policy)
+    table = rules(self.policy) | {'gather': functools.partial(_gather_narrow, self.policy)}
+    if jax.default_backend() == 'cpu':
+      # Attention of one query reads the cache once: rounding it would cost as much again.
+      del table['kernel']
+    interpreter = Interpreter(table, check=self.policy.check)
+    return interpreter.transform(lambda params, *args: fn(jax.tree.map(wide, params), *args))
+
+
+def _gather_narrow(policy, site):
+  """Rounds before it looks up, which gives the same and leaves no float32 copy of the table."""
+  if not is_rounded_lookup(policy, site):
+    return site.bind()
+  table, *where = site.inputs
+  return [rows.astype(table.dtype) for rows in site.bind(table.astype(jnp.bfloat16), *where)]

@@ -1,6 +1,7 @@
 """Matmuls with bfloat16 operands and float32 accumulation, forward and backward."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -45,15 +46,22 @@ def _dot(spec, lhs, rhs, narrow_lhs, narrow_rhs):
   lhs, lhs_contracting = _arranged(narrow_lhs, lhs_batch, lhs_contracting, orders=('free first',))
   rhs, rhs_contracting = _arranged(narrow_rhs, rhs_batch, rhs_contracting, orders=('contracting first', 'free first'))
   batch = tuple(range(len(lhs_batch)))
-  return row_major(
+  # CPUs have no fast bfloat16 kernel for one row: it is several times slower than two.
+  single = (
+    not batch and math.prod(lhs.shape[: lhs.ndim - len(lhs_contracting)]) == 1 and lhs.ndim > len(lhs_contracting)
+  )
+  doubled = single and jax.default_backend() == 'cpu'
+  dimension_numbers = (lhs_contracting, rhs_contracting), (batch, batch)
+  product = row_major(
     lax.dot_general(
-      lhs,
+      jnp.concatenate([lhs, lhs]) if doubled else lhs,
       rhs,
-      ((lhs_contracting, rhs_contracting), (batch, batch)),
+      dimension_numbers,
       preferred_element_type=jnp.float32,
       out_sharding=spec.out_sharding,
     )
   )
+  return product[:1] if doubled else product
 
 
 def _arranged(x, batch, contracting, orders):

@@ -7,7 +7,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from precision import matmul
 from precision.interpreter import Interpreter
-from precision.policy import BFLOAT16, FLOAT32, Policy
+from precision.policy import BFLOAT16, FLOAT32, Policy, is_lookup
 
 KEPT = 'residual'  # the name of what the backward pass finds again; all else between is computed anew
 _REDUCTIONS = frozenset({'reduce_sum', 'reduce_max'})
@@ -34,11 +34,13 @@ def mixed_precision(fn, policy: Policy):
   """
   if policy == Policy((('*', FLOAT32),)):
     return fn
-  rules = {
-    name: functools.partial(rule, policy)
-    for name, rule in (('dot_general', _dot_general), ('kernel', _kernel), ('name', _name))
-  }
-  return Interpreter(rules, _is_kept, policy.check).transform(fn)
+  return Interpreter(rules(policy), _is_kept, policy.check).transform(fn)
+
+
+def rules(policy: Policy) -> dict:
+  """The interpreter's rules of a policy, by primitive."""
+  table = {'dot_general': _dot_general, 'gather': _gather, 'kernel': _kernel, 'name': _name}
+  return {name: functools.partial(rule, policy) for name, rule in table.items()}
 
 
 def bf16(fn):
@@ -59,6 +61,17 @@ def _dot_general(policy, site):
   narrow = [site.shared(_kept if source is None else _rounded, x) for x, source in zip(site.inputs, site.sources)]
   product = matmul.dot_general(*site.inputs, eqn.params['dimension_numbers'], eqn.params['out_sharding'], narrow)
   return [_kept(product).astype(eqn.outvars[0].aval.dtype)]
+
+
+def _gather(policy, site):
+  """What is looked up in a parameter is rounded as what is multiplied with it."""
+  (output,) = site.bind()
+  return [_kept(output).astype(output.dtype)] if is_rounded_lookup(policy, site) else [output]
+
+
+def is_rounded_lookup(policy: Policy, site) -> bool:
+  """Whether rows of a parameter are looked up in a module whose rule is bfloat16."""
+  return is_lookup(site.eqn) and site.sources[0] is not None and policy.rule(site.path) == BFLOAT16
 
 
 def _kernel(policy, site):

@@ -3,12 +3,12 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from precision import jaxprs, paths
 
 FLOAT32, BFLOAT16 = 'float32', 'bfloat16'
 RULES = (FLOAT32, BFLOAT16)
-PRODUCTS = frozenset({'dot_general', 'kernel'})  # what a rule is about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +36,26 @@ class Policy:
     paths.select([pattern for pattern, _ in self.rules if pattern != '*'], found)
 
 
+def is_lookup(eqn) -> bool:
+  """Whether an equation takes rows of a table, as an embedding does: a product with one-hot rows."""
+  table = eqn.invars[0].aval if eqn.primitive.name == 'gather' else None
+  return table is not None and table.ndim == 2 and table.dtype == jnp.float32
+
+
 def products(jaxpr, path: str = ''):
   """Yields (path, equation) for every equation that a rule is about, at any depth, each once."""
   for eqn in jaxpr.eqns:
     here = jaxprs.join(path, str(eqn.source_info.name_stack))
-    if eqn.primitive.name in PRODUCTS:
+    if eqn.primitive.name in ('dot_general', 'kernel') or is_lookup(eqn):
       yield here, eqn
     for body in jaxprs.inner(eqn):
       yield from products(jaxprs.parts(body)[0], here)
+
+
+def _num_operands(eqn) -> int:
+  if eqn.primitive.name == 'kernel':
+    return eqn.params['call'].num_operands
+  return 1 if eqn.primitive.name == 'gather' else 2
 
 
 def describe(policy: Policy, fn, *args, **kwargs) -> str:
@@ -51,8 +63,7 @@ def describe(policy: Policy, fn, *args, **kwargs) -> str:
   closed = jax.make_jaxpr(fn)(*args, **kwargs)
   rows = {}
   for path, eqn in products(closed.jaxpr):
-    operands = eqn.invars[: eqn.params['call'].num_operands] if eqn.primitive.name == 'kernel' else eqn.invars
-    shapes = ' '.join(str(list(var.aval.shape)).replace(' ', '') for var in operands)
+    shapes = ' '.join(str(list(var.aval.shape)).replace(' ', '') for var in eqn.invars[: _num_operands(eqn)])
     row = (path or '.', eqn.primitive.name, shapes, policy.rule(path))
     rows[row] = rows.get(row, 0) + 1
   table = [('path', 'operation', 'operands', 'rule', 'times'), *((*row, str(times)) for row, times in rows.items())]

@@ -111,24 +111,6 @@ def test_it_agrees_with_the_reference_without_races(case):
   _check(*_CASES[case]())
 
 
-@pytest.mark.slow
-@pytest.mark.proof()
-def test_dropout_is_the_same_whatever_the_mesh():
-  q, k, v, spec = _call(70, batch=2, heads=2, kv_heads=2, dropout_rate=0.3, dropout_seed=jnp.uint32(77))
-  mesh = jax.make_mesh((2, 2), ('rows', 'columns'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-  parts = jax.sharding.PartitionSpec('rows', None, 'columns')
-
-  def attend(q, k, v):
-    first = [jax.lax.axis_index(name) for name in ('rows', 'columns')]
-    part = dataclasses.replace(spec, dropout_offset=jnp.stack([*first, jnp.int32(0), jnp.int32(0)]))
-    return attention(q, k, v, part, implementation='hopper')
-
-  with target(dataclasses.replace(_H200, interpret=InterpretGPUParams())):
-    got = jax.jit(jax.shard_map(attend, mesh=mesh, in_specs=(parts,) * 3, out_specs=parts))(q, k, v)
-  expected = attention(q, k, v, spec, implementation='reference')
-  np.testing.assert_allclose(np.asarray(got, np.float32), np.asarray(expected, np.float32), atol=3e-2)
-
-
 @pytest.mark.parametrize('warpgroups', [1, 2, 3, 4])
 def test_warpgroups_ask_for_no_more_registers_than_a_kernel_starts_with(warpgroups):
   loading, computing = registers(warpgroups)

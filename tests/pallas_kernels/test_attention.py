@@ -134,17 +134,18 @@ def _outputs_and_gradients(case, implementation):
 
 
 def _assert_close(got, expected, dtype):
-  tolerance = 2e-5 if dtype == jnp.float32 else 3e-2
+  tolerance = 5e-5 if dtype == jnp.float32 else 3e-2
   paths = jax.tree_util.tree_leaves_with_path(expected)
   for (path, want), have in zip(paths, jax.tree.leaves(got), strict=True):
     name = jax.tree_util.keystr(path)
     assert have.dtype == want.dtype and have.shape == want.shape, name
+    unit = 2**-7 if want.dtype == jnp.bfloat16 else 0  # a bias may be narrower than the operands, and so its gradient
     want, have = (np.asarray(x, np.float64) for x in (want, have))
     assert np.array_equal(np.isfinite(want), np.isfinite(have)), name
     want, have = (np.where(np.isfinite(x), x, 0) for x in (want, have))
     # The gradient of a slope sums signed terms times distances: much more cancels than in the others.
     allowed = tolerance * max(1, np.abs(want).max()) * (4 if 'alibi_slopes' in name else 1)
-    np.testing.assert_allclose(have, want, rtol=0, atol=allowed, err_msg=name)
+    np.testing.assert_allclose(have, want, rtol=unit, atol=allowed, err_msg=name)
 
 
 def _agree(case, implementations, draws):

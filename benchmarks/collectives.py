@@ -49,11 +49,9 @@ def compile_step(name: str, target_config: str | None):
   host = min(count, 8)
   devices = gpu.topology(target_config, f'1x{count // host}x{host}')
   rows = config.data.batch_tokens // config.data.sequence_length
-  batch = {
-    key: jax.ShapeDtypeStruct((rows, config.data.sequence_length + 1), np.int32)
-    for key in ('tokens', 'segment_ids', 'positions')
-  }
   built = program.build(config, devices=devices)
+  shape = (rows, config.data.sequence_length)
+  batch = {name: jax.ShapeDtypeStruct(shape, np.int32) for name in built.task.batch_axes}
   with target(gpu.H200):
     return config, built, built.step.lower(built.abstract_state, batch).compile()
 

@@ -30,6 +30,8 @@ def _topology(kind):
   from jax.experimental import topologies
 
   os.environ['TPU_SKIP_MDS_QUERY'] = '1'
+  # Every worker opens the library; it has a lock file for processes that would share a chip, and here is none.
+  os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
   return topologies.get_topology_desc(platform='tpu', topology_name=_TOPOLOGIES[kind])
 
 

@@ -134,7 +134,7 @@ def _outputs_and_gradients(case, implementation):
 
 
 def _assert_close(got, expected, dtype):
-  tolerance = 5e-5 if dtype == jnp.float32 else 3e-2
+  tolerance = 2e-5 if dtype == jnp.float32 else 3e-2
   paths = jax.tree_util.tree_leaves_with_path(expected)
   for (path, want), have in zip(paths, jax.tree.leaves(got), strict=True):
     name = jax.tree_util.keystr(path)
@@ -143,8 +143,8 @@ def _assert_close(got, expected, dtype):
     want, have = (np.asarray(x, np.float64) for x in (want, have))
     assert np.array_equal(np.isfinite(want), np.isfinite(have)), name
     want, have = (np.where(np.isfinite(x), x, 0) for x in (want, have))
-    # The gradient of a slope sums signed terms times distances: much more cancels than in the others.
-    allowed = tolerance * max(1, np.abs(want).max()) * (4 if 'alibi_slopes' in name else 1)
+    # The gradient of a slope sums signed terms times distances: ten times as much cancels as in any other.
+    allowed = tolerance * max(1, np.abs(want).max()) * (10 if 'alibi_slopes' in name else 1)
     np.testing.assert_allclose(have, want, rtol=unit, atol=allowed, err_msg=name)
 
 

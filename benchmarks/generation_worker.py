@@ -35,9 +35,9 @@ def main():
     'configs/gpt2.py', ['--config.model.max_length=1024', f'--config.precision.dtype={sys.argv[1]}']
   )
   model, params = model_lib.build(config.model)
-  run = types.SimpleNamespace(
-    decoder=precision.Decoder(model, precision.policy(config.precision)), params=params, tokenizer=Numbers()
-  )
+  decoder = precision.Decoder(model, precision.policy(config.precision))
+  run = types.SimpleNamespace(decoder=decoder, decoding_params=inference.prepare(decoder, params), tokenizer=Numbers())
+  del params
   print(json.dumps({'parameters': model.num_params}), flush=True)
   for line in sys.stdin:
     request = json.loads(line)

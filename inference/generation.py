@@ -63,7 +63,8 @@ def generate(
   """Continues each prompt; an empty one begins a new document.
 
   Args:
-    run: has `decoder` (see `precision.Decoder`), `params` and `tokenizer`, as `training.load_run` returns.
+    run: has `decoder` (see `precision.Decoder`), `decoding_params` (of `prepare`) and `tokenizer`, as
+      `training.load_run` returns.
     prompts: texts.
     max_new_tokens: tokens a continuation at most.
     temperature: logits are divided by it; 0 = always the most probable token.
@@ -95,8 +96,7 @@ def generate(
       f'model learned: {advice}'
     )
   vocabulary = decode.Vocabulary(tokenizer.vocab_size, tokenizer.eos_id if stop_at_eos else -1)
-  params = run.decoder.unstacked(run.params, decode.pad([[tokenizer.eos_id]], 1).stream)
-  request = _Request(run.decoder, params, vocabulary, ids, max_new_tokens)
+  request = _Request(run.decoder, run.decoding_params, vocabulary, ids, max_new_tokens)
   penalty = None if repetition_penalty == 1.0 else repetition_penalty
   if num_beams > 1:
     limits = beam.Limits(max_new_tokens, length_penalty, penalty)
@@ -111,11 +111,20 @@ def generate(
   return [_generation(tokenizer, prompt, ids[i], vocabulary.eos_id, *results[i]) for i, prompt in enumerate(prompts)]
 
 
+def prepare(decoder, params) -> dict:
+  """The parameters as a decode loop should hold them; made once, since it reads and writes them all."""
+  return decoder.unstacked(params, decode.pad([[0]], 1).stream)
+
+
 def sample_texts(decoder, params, tokenizer, prompts: Sequence[str], max_new_tokens: int, seed: int) -> list[str]:
   """Continuations at temperature 0.8 as texts, for samples during training; they end where learned positions do."""
   max_new_tokens = min(max_new_tokens, max(1, _room(decoder, _encode(tokenizer, prompts))))
   generations = generate(
-    _Run(decoder, params, tokenizer), prompts, max_new_tokens=max_new_tokens, temperature=0.8, seed=seed
+    _Run(decoder, prepare(decoder, params), tokenizer),
+    prompts,
+    max_new_tokens=max_new_tokens,
+    temperature=0.8,
+    seed=seed,
   )
   return [generation.text for generation in generations]
 
@@ -123,7 +132,7 @@ def sample_texts(decoder, params, tokenizer, prompts: Sequence[str], max_new_tok
 @dataclasses.dataclass(frozen=True)
 class _Run:
   decoder: object
-  params: dict
+  decoding_params: dict
   tokenizer: object
 
 

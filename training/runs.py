@@ -1,11 +1,13 @@
 """Finished or running runs, read back from their directory."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 
 import jax
 
+import inference
 import model as model_lib
 import precision
 from data import tokenizers
@@ -40,6 +42,11 @@ class Run:
   def decoder(self) -> precision.Decoder:
     """The model under the precision that it was trained with, for generation."""
     return precision.Decoder(self.model, precision.policy(self.config.precision))
+
+  @functools.cached_property
+  def decoding_params(self) -> dict:
+    """The parameters as generation holds them."""
+    return inference.prepare(self.decoder, self.params)
 
 
 def load_run(directory, step: int | None = None) -> Run:

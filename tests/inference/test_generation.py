@@ -26,7 +26,9 @@ def make_run(**changes):
     model_config.update(changes)
   model, params = model_lib.build(model_config)
   decoder = precision.Decoder(model, precision.Policy((('*', 'float32'),)))
-  return types.SimpleNamespace(decoder=decoder, params=params, tokenizer=BytesTokenizer())
+  return types.SimpleNamespace(
+    decoder=decoder, params=params, decoding_params=inference.prepare(decoder, params), tokenizer=BytesTokenizer()
+  )
 
 
 def test_draws_of_a_prompt_depend_on_the_seed_and_not_on_batches(monkeypatch):
@@ -71,7 +73,7 @@ def test_text_is_decoded_behind_its_prompt():
     decode = staticmethod(lambda ids: ' '.join(str(i) for i in ids if i != 256))
 
   run = make_run()
-  run = types.SimpleNamespace(decoder=run.decoder, params=run.params, tokenizer=Words())
+  run = types.SimpleNamespace(decoder=run.decoder, decoding_params=run.decoding_params, tokenizer=Words())
   [one] = inference.generate(run, ['3 4'], max_new_tokens=3, stop_at_eos=False, seed=1)
   assert one.text.startswith(' ') and (one.prompt + one.text).split() == ['3', '4', *map(str, one.tokens)]
 

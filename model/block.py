@@ -1,11 +1,12 @@
 """A transformer block: attention and feed-forward, each on a residual branch. L length, D embed."""
 
 import dataclasses
+import math
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from model import attention, feed_forward, layers
+from model import attention, feed_forward, layers, moe
 from model.stack import Segment
 from parallel import axes as ax
 
@@ -19,9 +20,11 @@ class BlockSpec:
 
   Attributes:
     window: tokens that a token sees, itself included; 0 = all.
+    experts: whether the feed-forward is a mixture of experts.
   """
 
   window: int = 0
+  experts: bool = False
 
 
 def segments(model_config) -> tuple[Segment, ...]:
@@ -41,10 +44,27 @@ def segments(model_config) -> tuple[Segment, ...]:
       f'model.attention.window={window} and model.attention.pattern={pattern} do not agree: give local '
       "layers a window of at least 1, or use model.attention.pattern=('global',) with window 0"
     )
-  specs = tuple(BlockSpec(window if kind == 'local' else 0) for kind in pattern)
-  repeats, rest = divmod(model_config.num_layers, len(specs))
-  parts = [Segment(specs, repeats), Segment(specs[:rest], 1)]
+  has_experts = _expert_layers(model_config)
+  specs = tuple(
+    BlockSpec(window if pattern[i % len(pattern)] == 'local' else 0, has_experts[i])
+    for i in range(model_config.num_layers)
+  )
+  dense = model_config.moe.first_dense if any(has_experts) else 0
+  period = math.lcm(len(pattern), model_config.moe.every if any(has_experts) else 1)
+  rest = len(specs) - (len(specs) - dense) % period
+  parts = [
+    Segment(specs[:dense], 1),
+    Segment(specs[dense : dense + period], (rest - dense) // period),
+    Segment(specs[rest:], 1),
+  ]
   return tuple(part.reduced() for part in parts if part.num_layers)
+
+
+def _expert_layers(model_config) -> list[bool]:
+  """Which layers have experts: behind the first dense ones the last of each run of `every`."""
+  first, every = model_config.moe.first_dense, model_config.moe.every
+  exist = model_config.moe.num_experts > 0
+  return [exist and i >= first and (i - first + 1) % every == 0 for i in range(model_config.num_layers)]
 
 
 class Block(layers.Module):
@@ -57,10 +77,12 @@ class Block(layers.Module):
     self.attention_norm = layers.norm('attention_norm', model_config)
     self.attention = attention.Attention('attention', model_config, spec.window, rngs=rngs)
     self.mlp_norm = layers.norm('mlp_norm', model_config)
-    self.mlp = feed_forward.FeedForward('mlp', model_config, rngs=rngs)
+    self.has_experts = spec.experts
+    self.mlp = (moe.MoE if spec.experts else feed_forward.FeedForward)('mlp', model_config, rngs=rngs)
 
   def __call__(self, x_BxLxD, context, key, cache):
     """Returns the residual stream [B, L, D], the layer's cache and its metrics. `key` None: no dropout."""
+    metrics = {}
     keys = (None,) * 3 if key is None else jax.random.split(key, 3)
 
     def attend(x):
@@ -68,9 +90,16 @@ class Block(layers.Module):
       y, cache = self.attention(x, x, context, keys[0], cache)
       return y
 
+    def feed(x):
+      nonlocal metrics
+      if not self.has_experts:
+        return self.mlp(x)
+      y, metrics = self.mlp(x, context, None if key is None else jax.random.fold_in(key, 0))
+      return y
+
     x = self._residual(x_BxLxD, self.attention_norm, attend, keys[1])
-    x = self._residual(x, self.mlp_norm, self.mlp, keys[2])
-    return ax.constrain(x, (ax.BATCH, ax.LENGTH, ax.EMBED)), cache, {}
+    x = self._residual(x, self.mlp_norm, feed, keys[2])
+    return ax.constrain(x, (ax.BATCH, ax.LENGTH, ax.EMBED)), cache, metrics
 
   def _residual(self, x, norm, branch, key):
     if self.pre_norm:

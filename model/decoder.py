@@ -173,8 +173,11 @@ class Decoder:
 
   def flops_per_token(self, sequence_length: int) -> float:
     """FLOPs of one training step, forward and backward, for one token of a row of `sequence_length`."""
-    windows = [spec.window for segment in self.stack.segments for spec in segment.pattern * segment.repeats]
-    return counts.decoder_flops_per_token(self.config, sequence_length, windows)
+    specs = [spec for segment in self.stack.segments for spec in segment.pattern * segment.repeats]
+    windows = [spec.window for spec in specs]
+    return counts.decoder_flops_per_token(
+      self.config, sequence_length, windows, expert_layers=sum(spec.experts for spec in specs)
+    )
 
 
 def create(model_config) -> Decoder:

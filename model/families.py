@@ -2,7 +2,7 @@
 
 import jax
 
-from model import decoder
+from model import decoder, feed_forward
 
 FAMILIES = {'decoder': decoder.create}
 
@@ -44,6 +44,7 @@ def resolve(model_config):
     if not model_config.mlp_dim:
       gated = -(-8 * model_config.embed_dim // (3 * 64)) * 64
       model_config.mlp_dim = gated if model_config.gated_mlp else 4 * model_config.embed_dim
+    model_config.moe.mlp_dim = model_config.moe.mlp_dim or model_config.mlp_dim
   if model_config.vocab_size == 0:
     raise ValueError("model.vocab_size=0 means the tokenizer's size, which is not known here; set model.vocab_size")
   if model_config.positions == 'learned' and model_config.max_length == 0:
@@ -73,3 +74,46 @@ def check(model_config) -> None:
     raise ValueError(f"model.positions='rope' rotates pairs, but a head is {head_dim} wide; set an even model.head_dim")
   if model_config.positions == 'sinusoidal' and model_config.embed_dim % 2:
     raise ValueError(f"model.positions='sinusoidal' needs an even model.embed_dim, not {model_config.embed_dim}")
+  if model_config.activation in feed_forward.GATED and not model_config.gated_mlp:
+    raise ValueError(
+      f'model.activation={model_config.activation!r} needs a gate; set model.gated_mlp=True, or another activation'
+    )
+  if model_config.moe.num_experts:
+    _check_experts(model_config.moe, model_config.num_layers)
+
+
+def _check_experts(moe_config, num_layers):
+  experts, k, groups = moe_config.num_experts, moe_config.experts_per_token, moe_config.num_groups
+  best = moe_config.groups_per_token
+  if k > experts:
+    raise ValueError(
+      f'model.moe.experts_per_token={k} is more than model.moe.num_experts={experts}; choose at most as many'
+    )
+  if experts % groups or best > groups or k > experts // groups * best:
+    raise ValueError(
+      f'model.moe.num_groups={groups} and groups_per_token={best} do not fit num_experts={experts} and '
+      f'experts_per_token={k}: groups divide the experts, and those of a token hold at least as many as it takes'
+    )
+  if moe_config.first_dense + moe_config.every > num_layers:
+    raise ValueError(
+      f'model.moe.first_dense={moe_config.first_dense} and model.moe.every={moe_config.every} leave none of '
+      f'model.num_layers={num_layers} an expert; choose smaller ones, or model.moe.num_experts=0'
+    )
+  if moe_config.normalize and k == 1:
+    raise ValueError(
+      'model.moe.normalize=True makes the only gate of a token 1, from which the router cannot learn; set '
+      'model.moe.normalize=False, or model.moe.experts_per_token=2'
+    )
+  if moe_config.capacity_factor and moe_config.expert_capacity:
+    raise ValueError(
+      f'model.moe.capacity_factor={moe_config.capacity_factor} and expert_capacity={moe_config.expert_capacity} '
+      'say the same twice; set one of them to 0'
+    )
+  if moe_config.router == 'expert_choice':
+    idle = {'num_groups': 1, 'selection_bias': False, 'normalize': False, 'capacity_factor': 0, 'expert_capacity': 0}
+    for key, value in (idle | {'balance_loss': 0}).items():
+      if moe_config[key] != value:
+        raise ValueError(
+          f"model.moe.{key}={moe_config[key]} has no meaning where experts choose tokens (router='expert_choice'); set "
+          f'model.moe.{key}={value}'
+        )

@@ -72,7 +72,7 @@ def _model():
   model.norm_unit_offset = flag(False)  # scales are kept as differences from 1; Gemma
   model.first_norm = flag(True)  # a norm before the first attention; ModernBERT: False, its embedding has one
   model.parallel_blocks = flag(False)  # x + attention(norm x) + mlp(norm x); GPT-NeoX
-  model.activation = choice('silu', 'gelu', 'gelu_tanh', 'relu')  # of the feed-forward; gelu is by erf
+  model.activation = choice('silu', 'gelu', 'gelu_tanh', 'relu', 'swiglu_oss')  # of the feed-forward; gelu is by erf
   model.gated_mlp = flag(True)  # activation(gate x) * (up x) instead of activation(up x)
   model.use_bias = flag(False)  # biases in linear layers and LayerNorm
   model.tie_embeddings = flag(True)  # the head is the embedding table
@@ -91,6 +91,7 @@ def _model():
   model.rope = _rope()
   model.relative = _relative()
   model.attention = _attention()
+  model.moe = _moe()
   return model
 
 
@@ -141,6 +142,30 @@ def _attention():
   attention.window = count(0)  # tokens that a local layer sees to a side, itself included; 0 = there is none
   attention.pattern = tuple_of(choice('global', 'local'), default=('global',))  # of layers, repeated from the first on
   return attention
+
+
+def _moe():
+  moe = _group('model.moe')
+  moe.num_experts = count(0)  # feed-forwards of a layer that tokens choose from; 0 = dense layers only
+  moe.experts_per_token = count(2, at_least=1)  # that a token passes; expert_choice: on average
+  moe.mlp_dim = count(0)  # width of an expert; 0 = model.mlp_dim
+  moe.shared_mlp_dim = count(0)  # width of the feed-forward that every token passes besides; 0 = none
+  moe.first_dense = count(0)  # layers before the first that may have experts
+  moe.every = count(1, at_least=1)  # behind them the last of each run of so many layers has experts
+  moe.router = choice('softmax', 'sigmoid', 'expert_choice')  # scores of experts; or experts choose tokens
+  moe.router_bias = flag(False)  # learned, in the router's logits
+  moe.selection_bias = flag(False)  # added to scores for the choice alone, follows the load: see expert_bias_rate
+  moe.num_groups = count(1, at_least=1)  # groups of neighbouring experts
+  moe.groups_per_token = count(1, at_least=1)  # groups that a token's experts may come from
+  moe.normalize = flag(False)  # the gates of a token are divided by their sum
+  moe.routed_scale = number(1.0, above=0)  # factor of all gates
+  moe.capacity_factor = number(0.0, at_least=0)  # choices that experts take of a row / their equal share; 0 = all
+  moe.expert_capacity = count(0)  # choices that an expert takes of a row; 0 = by capacity_factor
+  moe.balance_loss = number(0.01, at_least=0)  # times num_experts * sum(share of choices * mean probability)
+  moe.z_loss = number(0.0, at_least=0)  # times the mean of logsumexp(router logits)^2 (ST-MoE: 1e-3)
+  moe.jitter = number(0.0, at_least=0, below=1)  # the router reads x times 1 +- this in training (Switch: 0.01)
+  moe.implementation = choice('auto', 'blocks', 'ragged_dot')  # the grouped product without a capacity
+  return moe
 
 
 def _data():
@@ -197,6 +222,7 @@ def _optimizer():
   optimizer.accumulation_steps = count(1, at_least=1)  # microbatches a step, one after the other
   optimizer.l1_penalty = number(0.0, at_least=0)  # times the sum of |w| over matrices, added to the loss
   optimizer.l2_penalty = number(0.0, at_least=0)  # times half the sum of w^2 over matrices, added to the loss
+  optimizer.expert_bias_rate = number(1e-3, at_least=0)  # a step of model.moe.selection_bias (DeepSeek-V3: 1e-3)
   optimizer.ema_decay = number(0.0, at_least=0, below=1)  # moving average of parameters, for evaluation; 0 = off
   optimizer.frozen = tuple_of(text('embedding'))  # path patterns of parameters that stay as they are: 'layers/mlp', ...
   # Factors on the learning rate by path pattern, the first that matches counts: a number, or one for each layer.

@@ -1,11 +1,12 @@
 """A transformer block: attention and feed-forward, each on a residual branch. L length, D embed."""
 
 import dataclasses
+import math
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from model import attention, feed_forward, layers
+from model import attention, feed_forward, layers, moe
 from model.stack import Segment
 from parallel import axes as ax
 
@@ -21,11 +22,13 @@ class BlockSpec:
     window: tokens that a token sees, itself included, to either side; 0 = all.
     attention_norm: whether the attention's branch has norms.
     cross: whether a branch of cross-attention stands between the others.
+    experts: whether the feed-forward is a mixture of experts.
   """
 
   window: int = 0
   attention_norm: bool = True
   cross: bool = False
+  experts: bool = False
 
 
 def segments(model_config, cross: bool = False) -> tuple[Segment, ...]:
@@ -50,17 +53,27 @@ def segments(model_config, cross: bool = False) -> tuple[Segment, ...]:
       f'model.attention.window={window} and model.attention.pattern={pattern} do not agree: give local '
       "layers a window of at least 1, or use model.attention.pattern=('global',) with window 0"
     )
+  has_experts = _expert_layers(model_config)
 
   def spec(layer):
     is_local = pattern[layer % len(pattern)] == 'local'
-    return BlockSpec(window if is_local else 0, attention_norm=layer > 0 or model_config.first_norm, cross=cross)
+    has_norm = layer > 0 or model_config.first_norm
+    return BlockSpec(window if is_local else 0, has_norm, cross, has_experts[layer])
 
   specs = tuple(map(spec, range(model_config.num_layers)))
-  before, period = int(not model_config.first_norm), len(pattern)
+  dense, every = (model_config.moe.first_dense, model_config.moe.every) if any(has_experts) else (0, 1)
+  before, period = max(dense, int(not model_config.first_norm)), math.lcm(len(pattern), every)
   repeats = (len(specs) - before) // period
   rest = before + repeats * period
   parts = [Segment(specs[:before], 1), Segment(specs[before : before + period], repeats), Segment(specs[rest:], 1)]
   return tuple(part.reduced() for part in parts if part.num_layers)
+
+
+def _expert_layers(model_config) -> list[bool]:
+  """Which layers have experts: behind the first dense ones the last of each run of `every`."""
+  first, every = model_config.moe.first_dense, model_config.moe.every
+  exist = model_config.moe.num_experts > 0
+  return [exist and i >= first and (i - first + 1) % every == 0 for i in range(model_config.num_layers)]
 
 
 class Block(layers.Module):
@@ -85,11 +98,12 @@ class Block(layers.Module):
     else:
       self.cross_attention = None
     self.mlp_norm, self.mlp_post_norm = norms('mlp')
-    self.mlp = feed_forward.FeedForward('mlp', model_config, rngs=rngs)
+    self.has_experts = spec.experts
+    self.mlp = (moe.MoE if spec.experts else feed_forward.FeedForward)('mlp', model_config, rngs=rngs)
 
   def __call__(self, x_BxLxD, context, key, cache):
     """Returns the residual stream [B, L, D], the layer's cache and its metrics. `key` None: no dropout."""
-    crosses = self.cross_attention is not None
+    crosses, metrics = self.cross_attention is not None, {}
     keys = (None,) * 5 if key is None else jax.random.split(key, 5 if crosses else 3)
     own_cache, cross_cache = cache if crosses and cache is not None else (cache, None)
 
@@ -104,17 +118,24 @@ class Block(layers.Module):
       y, cross_cache = self.cross_attention(x, context.memory, context.cross, keys[3], cross_cache)
       return y
 
+    def feed(x):
+      nonlocal metrics
+      if not self.has_experts:
+        return self.mlp(x)
+      y, metrics = self.mlp(x, context, None if key is None else jax.random.fold_in(key, 0))
+      return y
+
     if self.parallel:
       attended = self._branch(x_BxLxD, self.attention_norm, attend, None, keys[1])
-      x = x_BxLxD + attended + self._branch(x_BxLxD, self.mlp_norm, self.mlp, None, keys[2])
+      x = x_BxLxD + attended + self._branch(x_BxLxD, self.mlp_norm, feed, None, keys[2])
       x = checkpoint_name(x, 'residual')
     else:
       x = self._residual(x_BxLxD, self.attention_norm, attend, self.attention_post_norm, keys[1])
       if crosses:
         x = self._residual(x, self.cross_attention_norm, attend_across, self.cross_attention_post_norm, keys[4])
-      x = self._residual(x, self.mlp_norm, self.mlp, self.mlp_post_norm, keys[2])
+      x = self._residual(x, self.mlp_norm, feed, self.mlp_post_norm, keys[2])
     cache = (own_cache, cross_cache) if crosses and cache is not None else own_cache
-    return ax.constrain(x, (ax.BATCH, ax.LENGTH, ax.EMBED)), cache, {}
+    return ax.constrain(x, (ax.BATCH, ax.LENGTH, ax.EMBED)), cache, metrics
 
   def _residual(self, x, norm, branch, post_norm, key):
     if self.norm_position == 'post':

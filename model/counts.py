@@ -9,7 +9,9 @@ def head_flops_per_token(model_config) -> float:
   return 6 * (model_config.vocab_size * model_config.embed_dim + transform)
 
 
-def tower_flops_per_token(model_config, sequence_length: int, windows: Sequence[int], crosses: bool = False) -> float:
+def tower_flops_per_token(
+  model_config, sequence_length: int, windows: Sequence[int], expert_layers: int = 0, crosses: bool = False
+) -> float:
   """FLOPs of forward and backward for a token in a stack: 6 a matmul weight plus 12 H Q T for each attention.
 
   This is the count of Chowdhery et al. 2022 (PaLM), appendix B: attention is counted in full, causal or not,
@@ -19,13 +21,17 @@ def tower_flops_per_token(model_config, sequence_length: int, windows: Sequence[
     model_config: with the sizes of the stack.
     sequence_length: tokens that a token attends to, in its own stack and in the other.
     windows: tokens that each layer attends to; 0 = all.
+    expert_layers: layers with experts, of which those weights count that a token passes.
     crosses: whether its layers attend to another stack too.
   """
   heads = model_config.num_heads * model_config.head_dim
   groups = model_config.num_kv_heads * model_config.head_dim
   projections = model_config.embed_dim * (2 * heads + 2 * groups)
-  mlp = model_config.embed_dim * model_config.mlp_dim * (3 if model_config.gated_mlp else 2)
+  moe_config, matrices = model_config.moe, 3 if model_config.gated_mlp else 2
+  passed = moe_config.experts_per_token * moe_config.mlp_dim + moe_config.shared_mlp_dim
+  width = (model_config.num_layers - expert_layers) * model_config.mlp_dim + expert_layers * passed
+  mlp = model_config.embed_dim * (matrices * width + expert_layers * moe_config.num_experts)
   attended = [min(window or sequence_length, sequence_length) for window in windows]
   if crosses:
     projections, attended = 2 * projections, attended + [sequence_length] * len(windows)
-  return 6 * model_config.num_layers * (projections + mlp) + 12 * heads * sum(attended)
+  return 6 * (model_config.num_layers * projections + mlp) + 12 * heads * sum(attended)

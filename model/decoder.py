@@ -132,8 +132,7 @@ class SingleStack(Model):
 
   def flops_per_token(self, sequence_length: int) -> float:
     """FLOPs of one training step, forward and backward, for one token of a row of `sequence_length`."""
-    of_tower = counts.tower_flops_per_token(self.config, sequence_length, self.tower.windows)
-    return of_tower + counts.head_flops_per_token(self.config)
+    return self.tower.flops_per_token(sequence_length) + counts.head_flops_per_token(self.config)
 
 
 class Decoder(SingleStack):

@@ -94,9 +94,12 @@ class EncoderDecoder(Model):
   def flops_per_token(self, sequence_length: int) -> float:
     """FLOPs of one training step, forward and backward, for one token of a target of `sequence_length` and one of its
     source, which is as long."""
-    of_encoder = counts.tower_flops_per_token(self.encoder.config, sequence_length, self.encoder.windows)
-    of_decoder = counts.tower_flops_per_token(self.config, sequence_length, self.decoder.windows, crosses=True)
-    return of_encoder + of_decoder + counts.head_flops_per_token(self.config)
+    of_encoder = self.encoder.flops_per_token(sequence_length)
+    return (
+      of_encoder
+      + self.decoder.flops_per_token(sequence_length, crosses=True)
+      + counts.head_flops_per_token(self.config)
+    )
 
   def _continue(self, params, memory_BxSxD, cache, token_B):
     positions = jnp.broadcast_to(cache.length, token_B[:, None].shape)

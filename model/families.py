@@ -5,7 +5,7 @@ import pkgutil
 
 import jax
 
-from model import decoder, encoder_decoder
+from model import decoder, encoder_decoder, feed_forward
 from model import positions as pos
 
 FAMILIES = {
@@ -67,6 +67,7 @@ def resolve(model_config):
     if not model_config.mlp_dim:
       gated = -(-8 * model_config.embed_dim // (3 * 64)) * 64
       model_config.mlp_dim = gated if model_config.gated_mlp else 4 * model_config.embed_dim
+    model_config.moe.mlp_dim = model_config.moe.mlp_dim or model_config.mlp_dim
   if model_config.vocab_size == 0:
     raise ValueError("model.vocab_size=0 means the tokenizer's size, which is not known here; set model.vocab_size")
   if model_config.positions == 'learned' and model_config.max_length == 0:
@@ -91,7 +92,7 @@ def check(model_config) -> None:
       f'model.num_kv_heads={kv_heads} does not divide model.num_heads={heads}; choose a divisor, 0 for '
       'as many, or 1 for multi-query'
     )
-  for check_part in (_check_positions, _check_blocks, _check_family):
+  for check_part in (_check_positions, _check_blocks, _check_experts, _check_family):
     check_part(model_config)
 
 
@@ -145,6 +146,10 @@ def _check_rope(rope_config, head_dim):
 
 
 def _check_blocks(model_config):
+  if model_config.activation in feed_forward.GATED and not model_config.gated_mlp:
+    raise ValueError(
+      f'model.activation={model_config.activation!r} needs a gate; set model.gated_mlp=True, or another activation'
+    )
   where = model_config.norm_position
   if where == 'post' and not model_config.first_norm:
     raise ValueError(
@@ -156,6 +161,46 @@ def _check_blocks(model_config):
       f'model.parallel_blocks=True is for blocks of attention and feed-forward with norms before them, not for '
       f'model.norm_position={where!r} in model.family={model_config.family!r}; set model.parallel_blocks=False'
     )
+
+
+def _check_experts(model_config):
+  moe_config, num_layers = model_config.moe, model_config.num_layers
+  if not moe_config.num_experts:
+    return
+  experts, k, groups = moe_config.num_experts, moe_config.experts_per_token, moe_config.num_groups
+  best = moe_config.groups_per_token
+  if k > experts:
+    raise ValueError(
+      f'model.moe.experts_per_token={k} is more than model.moe.num_experts={experts}; choose at most as many'
+    )
+  if experts % groups or best > groups or k > experts // groups * best:
+    raise ValueError(
+      f'model.moe.num_groups={groups} and groups_per_token={best} do not fit num_experts={experts} and '
+      f'experts_per_token={k}: groups divide the experts, and those of a token hold at least as many as it takes'
+    )
+  if moe_config.first_dense + moe_config.every > num_layers:
+    raise ValueError(
+      f'model.moe.first_dense={moe_config.first_dense} and model.moe.every={moe_config.every} leave none of '
+      f'model.num_layers={num_layers} an expert; choose smaller ones, or model.moe.num_experts=0'
+    )
+  if moe_config.normalize and k == 1:
+    raise ValueError(
+      'model.moe.normalize=True makes the only gate of a token 1, from which the router cannot learn; set '
+      'model.moe.normalize=False, or model.moe.experts_per_token=2'
+    )
+  if moe_config.capacity_factor and moe_config.expert_capacity:
+    raise ValueError(
+      f'model.moe.capacity_factor={moe_config.capacity_factor} and expert_capacity={moe_config.expert_capacity} '
+      'say the same twice; set one of them to 0'
+    )
+  if moe_config.router == 'expert_choice':
+    idle = {'num_groups': 1, 'selection_bias': False, 'normalize': False, 'capacity_factor': 0, 'expert_capacity': 0}
+    for key, value in (idle | {'balance_loss': 0}).items():
+      if moe_config[key] != value:
+        raise ValueError(
+          f"model.moe.{key}={moe_config[key]} has no meaning where experts choose tokens (router='expert_choice'); set "
+          f'model.moe.{key}={value}'
+        )
 
 
 def _check_family(model_config):

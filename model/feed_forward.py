@@ -15,13 +15,30 @@ def _gelu(x):
 ACTIVATIONS = {'gelu': _gelu, 'gelu_tanh': jax.nn.gelu, 'relu': lambda x: jnp.maximum(x, 0.0), 'silu': jax.nn.silu}
 
 
-class FeedForward(layers.Module):
-  """down(activation(up x)), or down(activation(gate x) * (up x)) when gated (Shazeer 2020, eq. 6)."""
+def _swiglu_oss(gate, up):
+  gate = jnp.minimum(gate, 7.0)
+  return gate * jax.nn.sigmoid(1.702 * gate) * (jnp.clip(up, -7.0, 7.0) + 1.0)
 
-  def __init__(self, scope, model_config, *, rngs):
+
+# Those that are more than activation(gate) * up: of OpenAI 2025, gpt-oss model card, section 2.2, clamped at 7.
+GATED = {'swiglu_oss': _swiglu_oss}
+
+
+def activate(activation: str, up, gate=None):
+  """activation(up), or activation(gate) * up where there is a gate (Shazeer 2020, eq. 6), or what `GATED` says."""
+  if activation in GATED:
+    return GATED[activation](gate, up)
+  return ACTIVATIONS[activation](up) if gate is None else ACTIVATIONS[activation](gate) * up
+
+
+class FeedForward(layers.Module):
+  """down(activation(up x)), or down(activation(gate x) * (up x)) when gated, see `activate`."""
+
+  def __init__(self, scope, model_config, mlp_dim: int | None = None, *, rngs):
+    """`mlp_dim`: the width F, by default the config's."""
     self.scope = scope
     self.activation = model_config.activation
-    embed, mlp = model_config.embed_dim, model_config.mlp_dim
+    embed, mlp = model_config.embed_dim, mlp_dim or model_config.mlp_dim
 
     def expansion(name):
       return layers.Linear(name, model_config, (embed,), (ax.EMBED,), (mlp,), (ax.MLP,), rngs=rngs)
@@ -31,7 +48,5 @@ class FeedForward(layers.Module):
     self.down = layers.Linear('down', model_config, (mlp,), (ax.MLP,), (embed,), (ax.EMBED,), rngs=rngs, residual=True)
 
   def __call__(self, x_BxLxD):
-    activation = ACTIVATIONS[self.activation]
-    if self.gate is None:
-      return self.down(activation(self.up(x_BxLxD)))
-    return self.down(activation(self.gate(x_BxLxD)) * self.up(x_BxLxD))
+    gate = None if self.gate is None else self.gate(x_BxLxD)
+    return self.down(activate(self.activation, self.up(x_BxLxD), gate))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model import layers, relative
+from model import counts, layers, relative
 from model import positions as pos
 from model.block import Block, segments
 from model.context import Cache, Context, for_self_attention
@@ -120,7 +120,16 @@ class Tower:
   @functools.cached_property
   def windows(self) -> list[int]:
     """The window of each layer; 0 = none."""
-    return [spec.window for segment in self.stack.segments for spec in segment.pattern * segment.repeats]
+    return [spec.window for spec in self._specs]
+
+  def flops_per_token(self, sequence_length: int, crosses: bool = False) -> float:
+    """FLOPs of forward and backward for a token, see `counts.tower_flops_per_token`."""
+    expert_layers = sum(spec.experts for spec in self._specs)
+    return counts.tower_flops_per_token(self.config, sequence_length, self.windows, expert_layers, crosses)
+
+  @functools.cached_property
+  def _specs(self) -> list:
+    return [spec for segment in self.stack.segments for spec in segment.pattern * segment.repeats]
 
   def _placed(self, frame, x, stream, cache):
     """Embedded tokens with what is added for their type and place."""

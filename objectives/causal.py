@@ -8,6 +8,7 @@ import numpy as np
 
 from model import Metric, Stream
 from objectives import summary
+from objectives.auxiliary import auxiliary_loss
 from parallel import axes as ax
 
 IGNORED = -1
@@ -45,8 +46,8 @@ class Causal:
     return inputs | {'labels': np.where(counted, rows['tokens'][:, 1:], np.int32(IGNORED))}
 
   def loss(self, model):
-    """The mean over counted tokens, label smoothing and z-loss included; metrics are of plain cross-entropy (`loss`, in
-    nats) and of the most probable token (`accuracy`)."""
+    """The mean over counted tokens, label smoothing, z-loss and what layers add (`auxiliary_loss`) included; metrics
+    are of plain cross-entropy (`loss`, in nats), of the most probable token (`accuracy`), and those of the layers."""
 
     def loss(params, batch, rng):
       stream = Stream(batch['tokens'], batch['positions'], batch['segment_ids'])
@@ -55,8 +56,9 @@ class Causal:
       counted = batch['labels'] != IGNORED
       tokens = jnp.sum(counted, dtype=jnp.float32)
       correct = jnp.sum(result.correct & counted, dtype=jnp.float32)
+      mean = result.total / jnp.maximum(tokens, 1.0) + auxiliary_loss(metrics)
       metrics = {'loss': Metric(jnp.sum(result.nll), tokens), 'accuracy': Metric(correct, tokens), **metrics}
-      return result.total / jnp.maximum(tokens, 1.0), jax.lax.stop_gradient(metrics)
+      return mean, jax.lax.stop_gradient(metrics)
 
     return loss
 

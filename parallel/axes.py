@@ -26,6 +26,8 @@ HEAD_DIM = 'head_dim'
 MLP = 'mlp'
 VOCAB = 'vocab'
 LAYERS = 'layers'
+EXPERTS = 'experts'
+LOAD = 'load'  # of numbers that follow the load of experts and not a gradient
 
 Axes = tuple[str | None, ...]
 

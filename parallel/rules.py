@@ -13,19 +13,10 @@ Rules = dict[str, tuple[str, ...]]
 
 ZERO_STAGES = (0, 3)
 
-_PARAMETER_RULES = {
-  0: {'embed': (), 'heads': (), 'kv_heads': (), 'head_dim': (), 'mlp': (), 'vocab': (), 'layers': (), 'length': ()},
-  3: {
-    'embed': ('fsdp',),
-    'heads': (),
-    'kv_heads': (),
-    'head_dim': (),
-    'mlp': (),
-    'vocab': (),
-    'layers': (),
-    'length': (),
-  },
-}
+_REPLICATED = dict.fromkeys(
+  ('embed', 'heads', 'kv_heads', 'head_dim', 'mlp', 'vocab', 'layers', 'length', 'experts', 'load'), ()
+)
+_PARAMETER_RULES = {0: _REPLICATED, 3: _REPLICATED | {'embed': ('fsdp',)}}
 _ACTIVATION_RULES = {
   'batch': ('data', 'fsdp'),
   'length': (),

@@ -50,7 +50,7 @@ class Decoder:
 
     def reads(site):
       rounds = is_rounded_lookup(self.policy, site) or (
-        site.eqn.primitive.name == 'dot_general' and self.policy.rule(site.path) == BFLOAT16
+        site.eqn.primitive.name == 'dot_general' and self.policy.rule_of(site.path, site.eqn) == BFLOAT16
       )
       (rounded if rounds else exact).update(site.sources)
       return site.bind()

@@ -20,6 +20,7 @@ def mixed_precision(fn, policy: Policy):
   for the backward pass in bfloat16, as is what is named 'residual' by `jax.ad_checkpoint.checkpoint_name` (the stream
   between layers). Elementwise mathematics, reductions, norms, softmax and losses are float32 everywhere, and computed
   again in the backward pass from what was kept. Kernels that choose by dtype are called with bfloat16 operands.
+  A product written with `precision=HIGHEST`, as a router's is, stays float32 whatever the policy.
 
   Args:
     fn: any function of pytrees of arrays.
@@ -55,7 +56,7 @@ def _is_kept(primitive, *_, **params) -> bool:
 def _dot_general(policy, site):
   eqn = site.eqn
   floats = all(var.aval.dtype in (jnp.float32, jnp.bfloat16) for var in (*eqn.invars, *eqn.outvars))
-  if not floats or policy.rule(site.path) != BFLOAT16:
+  if not floats or policy.rule_of(site.path, eqn) != BFLOAT16:
     return [checkpoint_name(output, KEPT) for output in site.bind()]
   # A parameter is there in the backward pass too: it is rounded again.
   narrow = [site.shared(_kept if source is None else _rounded, x) for x, source in zip(site.inputs, site.sources)]

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from precision import jaxprs, paths
 
@@ -29,6 +30,11 @@ class Policy:
   def rule(self, path: str) -> str:
     """The rule of an equation; float32 where no pattern matches."""
     return next((rule for pattern, rule in self.rules if paths.matches(pattern, path)), FLOAT32)
+
+  def rule_of(self, path: str, eqn) -> str:
+    """The rule of one equation: float32 also for a product that was written with `precision=HIGHEST`."""
+    highest = eqn.primitive.name == 'dot_general' and eqn.params['precision'] == (lax.Precision.HIGHEST,) * 2
+    return FLOAT32 if highest else self.rule(path)
 
   def check(self, jaxpr) -> None:
     """Raises ValueError where a pattern matches no matrix product of a jaxpr."""
@@ -64,7 +70,7 @@ def describe(policy: Policy, fn, *args, **kwargs) -> str:
   rows = {}
   for path, eqn in products(closed.jaxpr):
     shapes = ' '.join(str(list(var.aval.shape)).replace(' ', '') for var in eqn.invars[: _num_operands(eqn)])
-    row = (path or '.', eqn.primitive.name, shapes, policy.rule(path))
+    row = (path or '.', eqn.primitive.name, shapes, policy.rule_of(path, eqn))
     rows[row] = rows.get(row, 0) + 1
   table = [('path', 'operation', 'operands', 'rule', 'times'), *((*row, str(times)) for row, times in rows.items())]
   widths = [max(map(len, column)) for column in zip(*table)]

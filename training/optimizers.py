@@ -5,6 +5,7 @@ A parameter tree is described by a tree of the same structure with a tuple of lo
 (muon, adafactor) works on each layer's own.
 """
 
+import functools
 import math
 
 import jax
@@ -27,7 +28,8 @@ def build(
   weight_decay; `adam` has none. `adafactor` (Shazeer and Stern 2018) does not scale its updates by the parameters' RMS,
   and `muon` (Jordan 2024) scales them to that of adamw (Liu et al. 2025, eq. 4), so that a learning rate means the same
   in the three. Muon is for the matrices inside the layers; embeddings, head and vectors are left to adamw with
-  `adam_learning_rate`.
+  `adam_learning_rate`. Biases of selection among experts go a step of `expert_bias_rate` against the sign of their
+  gradient (see `model.routing`), whatever the optimizer and the schedule (Wang et al. 2024, algorithm 1).
 
   Args:
     optimizer_config: the group `optimizer` of the config.
@@ -63,7 +65,9 @@ def build(
   chain.append(scale_by_learning_rate)
   if optimizer_config.learning_rate_scale:
     chain.append(trainable.scale_updates(optimizer_config.learning_rate_scale, logical_axes))
-  return optax.with_extra_args_support(optax.chain(*chain)), learning_rate
+  follows_load = _map_axes(lambda axes: ax.LOAD in axes, logical_axes)
+  transform = _follow_load(optax.chain(*chain), follows_load, optimizer_config.expert_bias_rate)
+  return optax.with_extra_args_support(transform), learning_rate
 
 
 def matrices(logical_axes):
@@ -71,7 +75,26 @@ def matrices(logical_axes):
 
   Norms, biases and position tables are False.
   """
-  return _map_axes(lambda axes: ax.EMBED in axes and len(set(axes) - {ax.LAYERS, ax.LENGTH}) > 1, logical_axes)
+  return _map_axes(lambda axes: ax.EMBED in axes and len(set(_own(axes)) - {ax.LENGTH}) > 1, logical_axes)
+
+
+def _own(axes) -> tuple[str, ...]:
+  """The axes of one of the weights that are stacked over layers, and within a layer perhaps over experts."""
+  axes = axes[axes[:1] == (ax.LAYERS,) :]
+  return axes[axes[:1] == (ax.EXPERTS,) :]
+
+
+def _follow_load(transform, follows_load, rate) -> optax.GradientTransformationExtraArgs:
+  if not any(jax.tree.leaves(follows_load)):
+    return transform
+  transform = optax.with_extra_args_support(transform)
+
+  def update(updates, state, params=None, **extra):
+    changes, state = transform.update(updates, state, params, **extra)
+    choose = lambda follows, gradient, change: -rate * jnp.sign(gradient) if follows else change
+    return jax.tree.map(choose, follows_load, updates, changes), state
+
+  return optax.GradientTransformationExtraArgs(transform.init, update)
 
 
 def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
@@ -127,8 +150,11 @@ def _hidden_matrices(logical_axes):
 
 
 def _dimension_numbers(axes) -> optax.contrib.MuonDimensionNumbers:
-  """Which dimensions of a weight are its inputs and which its outputs: weights are stored [layers, inputs, outputs]."""
-  dimensions = [i for i, axis in enumerate(axes) if axis != ax.LAYERS]
+  """Which dimensions of a weight are its inputs and which its outputs.
+
+  Weights are stored [layers, inputs, outputs] or [layers, experts, inputs, outputs].
+  """
+  dimensions = range(len(axes) - len(_own(axes)), len(axes))
   split = 1 if axes[dimensions[0]] == ax.EMBED else len(dimensions) - 1
   return optax.contrib.MuonDimensionNumbers(tuple(dimensions[:split]), tuple(dimensions[split:]))
 
@@ -142,27 +168,27 @@ def _per_matrix(transform: optax.GradientTransformation, logical_axes) -> optax.
   """Applies `transform` to every matrix by itself, as `[inputs, outputs]`, and to every layer of other leaves."""
 
   def plan(leaf, axes, matrix):
-    layered = axes[:1] == (ax.LAYERS,)
-    shape = leaf.shape[layered:]
+    stacked = len(axes) - len(_own(axes))
+    shape = leaf.shape[stacked:]
     if matrix:
       inputs, _ = _dimension_numbers(axes)
       width = math.prod(leaf.shape[i] for i in inputs)
       shape = (width, math.prod(shape) // width)
-    return layered, leaf.shape[:layered] + shape
+    return stacked, leaf.shape[:stacked] + shape
 
   is_matrix = matrices(logical_axes)
 
   def init(params):
     def init_leaf(leaf, axes, matrix):
-      layered, shape = plan(leaf, axes, matrix)
-      return (jax.vmap(transform.init) if layered else transform.init)(leaf.reshape(shape))
+      stacked, shape = plan(leaf, axes, matrix)
+      return _vmapped(transform.init, stacked)(leaf.reshape(shape))
 
     return jax.tree.map(init_leaf, params, logical_axes, is_matrix)
 
   def update(updates, state, params):
     def update_leaf(leaf, leaf_state, param, axes, matrix):
-      layered, shape = plan(leaf, axes, matrix)
-      function = jax.vmap(transform.update) if layered else transform.update
+      stacked, shape = plan(leaf, axes, matrix)
+      function = _vmapped(transform.update, stacked)
       scaled, leaf_state = function(leaf.reshape(shape), leaf_state, param.reshape(shape))
       return scaled.reshape(leaf.shape), leaf_state
 
@@ -172,6 +198,10 @@ def _per_matrix(transform: optax.GradientTransformation, logical_axes) -> optax.
     return structure.unflatten(scaled), structure.unflatten(states)
 
   return optax.GradientTransformation(init, update)
+
+
+def _vmapped(function, times: int):
+  return functools.reduce(lambda mapped, _: jax.vmap(mapped), range(times), function)
 
 
 def _map_axes(function, logical_axes):

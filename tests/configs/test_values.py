@@ -15,7 +15,8 @@ from configs import base, values
 from data import corpora
 from data.tokenizers import base as tokenizers_base
 from data.tokenizers import training as tokenizer_training
-from model import attention, block, families, feed_forward, layers, positions, stack
+from model import attention, block, families, feed_forward, layers, positions, routing, stack
+from pallas_kernels import grouped
 from parallel import rules
 from precision.policy import RULES
 from training import durations, optimizers, schedules
@@ -47,13 +48,15 @@ def refusal(path, value):
     ('model.positions', positions.POSITIONS),
     ('model.norm', layers.NORMS),
     ('model.norm_position', block.NORM_POSITIONS),
-    ('model.activation', feed_forward.ACTIVATIONS),
+    ('model.activation', (*feed_forward.ACTIVATIONS, *feed_forward.GATED)),
     ('model.rope.scaling', positions.SCALINGS),
     ('model.attention.bias', attention.BIASES),
     ('model.init', layers.INITS),
     ('model.layer_loop', stack.LAYER_LOOPS),
     ('model.remat', stack.REMATS),
     ('model.attention.implementation', ('auto', *importlib.import_module('pallas_kernels.attention')._IMPLEMENTATIONS)),
+    ('model.moe.router', routing.ROUTERS),
+    ('model.moe.implementation', ('auto', *grouped.IMPLEMENTATIONS)),
     ('data.corpus', (*corpora._READERS, 'mixture')),
     ('data.tokenizer', ('bytes', 'file', *tokenizer_training.TRAINERS)),
     ('data.normalization', tokenizers_base.NORMALIZATIONS),

@@ -60,6 +60,11 @@ def modules(params) -> set[str]:
     },
     {'attention': {'window': 4, 'pattern': ('local', 'global'), 'qk_norm': True}, 'layer_loop': 'unroll'},
     {'attention': {'window': 4, 'pattern': ('local', 'global')}, 'layer_loop': 'scan'},
+    {
+      'moe': {'num_experts': 4, 'every': 2, 'shared_mlp_dim': 8, 'router_bias': True, 'selection_bias': True},
+      'use_bias': True,
+      'layer_loop': 'unroll',
+    },
   ],
   ids=str,
 )

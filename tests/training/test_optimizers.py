@@ -172,3 +172,27 @@ def test_the_state_is_a_stable_tree_of_arrays_with_moments_shaped_like_parameter
   if name != 'adafactor':
     sizes = {leaf.shape for leaf in jax.tree.leaves(state) if leaf.size > 3}
     assert sizes <= {leaf.shape for leaf in jax.tree.leaves(params)}
+
+
+@pytest.mark.parametrize('name', ['adamw', 'muon', 'adafactor'])
+def test_each_expert_is_a_matrix_of_its_own_and_biases_of_selection_follow_the_load(name):
+  axes = {
+    'up': {'kernel': ('layers', 'experts', 'embed', 'mlp'), 'bias': ('layers', 'experts', 'mlp')},
+    'down': {'bias': ('layers', 'experts', 'embed')},
+    'router': {'kernel': ('layers', 'embed', 'experts'), 'selection_bias': ('layers', 'load')},
+  }
+  sizes = {'layers': 2, 'experts': 3, 'embed': 160, 'mlp': 140, 'load': 3}
+  random = np.random.default_rng(0)
+  draw = lambda axes: jnp.asarray(random.normal(size=[sizes[axis] for axis in axes]), jnp.float32)
+  params, gradient = (jax.tree.map(draw, axes, is_leaf=lambda node: isinstance(node, tuple)) for _ in range(2))
+  matrices = optimizers.matrices(axes)
+  assert matrices['up'] == {'kernel': True, 'bias': False} and matrices['router']['kernel']
+  assert not matrices['down']['bias'] and not matrices['router']['selection_bias']
+
+  keys = {'name': name, 'learning_rate': 0.1, 'expert_bias_rate': 0.01, 'clip_norm': 0.0}
+  new = updated(optimizer(axes=axes, **keys), params, [gradient])
+  moved = new['router']['selection_bias'] - params['router']['selection_bias']
+  np.testing.assert_allclose(moved, -0.01 * jnp.sign(gradient['router']['selection_bias']), atol=1e-6)
+  one = lambda tree: {'kernel': tree['up']['kernel'][1, 2]}
+  alone = updated(optimizer(axes={'kernel': ('embed', 'mlp')}, **keys), one(params), [one(gradient)])
+  np.testing.assert_allclose(new['up']['kernel'][1, 2], alone['kernel'], rtol=1e-4, atol=1e-5)

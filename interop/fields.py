@@ -151,10 +151,12 @@ class Fields:
   Attributes:
     fields: those of the family; where one has the name of a common one, it stands for that.
     model: keys of ours that every model of the family has alike.
+    aliases: fields by other names that they had once.
   """
 
   fields: tuple[Field, ...]
   model: Mapping
+  aliases: Mapping = dataclasses.field(default_factory=dict)
 
   def read(self, config: Mapping) -> dict:
     """Keys of our model, and `length`, of a config.json.
@@ -163,6 +165,7 @@ class Fields:
       FieldError: a field is unknown or has a value that cannot be honoured.
     """
     fields = self._all()
+    config = {self.aliases.get(name, name): value for name, value in config.items()}
     known = {name for field in fields for name in field.names}
     for name, value in config.items():
       if name not in known and value is not None:
@@ -179,7 +182,7 @@ class Fields:
       model: all keys by path, and `length`.
       before: the config.json that the model came with, or {}; its fields stay where they still say the same.
     """
-    written = {}
+    written, before = {}, {self.aliases.get(name, name): value for name, value in before.items()}
     for field in self._all():
       old = {name: before[name] for name in field.names if name in before}
       new = field.write(dict(model))

@@ -30,6 +30,18 @@ LLAMA = OURS | {
   'max_position_embeddings': 8,
 }
 GPT2 = OURS | {'n_positions': 16, 'n_embd': 16, 'n_layer': 2, 'n_head': 4}
+NEOX = OURS | {
+  'hidden_size': 16,
+  'intermediate_size': 20,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 2,
+  'max_position_embeddings': 16,
+  'rope_parameters': {'rope_type': 'default', 'rope_theta': 100.0, 'partial_rotary_factor': 0.5},
+}
+GEMMA_ROPE = {
+  'full_attention': {'rope_type': 'linear', 'rope_theta': 500.0, 'factor': 4.0},
+  'sliding_attention': {'rope_type': 'default', 'rope_theta': 50.0},
+}
 NO_DROPOUT = {'resid_pdrop': 0.0, 'embd_pdrop': 0.0, 'attn_pdrop': 0.0}
 
 
@@ -70,6 +82,23 @@ MODELS = {
     LLAMA
     | {'head_dim': 6, 'use_sliding_window': True, 'sliding_window': 3, 'max_window_layers': 1, 'attention_bias': True},
   ),
+  'gpt_neox': ('GPTNeoXForCausalLM', NEOX),
+  'gpt_neox_sequential': (
+    'GPTNeoXForCausalLM',
+    NEOX | {'use_parallel_residual': False, 'attention_bias': False, 'tie_word_embeddings': True},
+  ),
+  'bloom': ('BloomForCausalLM', OURS | {'hidden_size': 18, 'n_layer': 2, 'n_head': 6}),
+  'mpt': (
+    'MptForCausalLM',
+    OURS | {'d_model': 18, 'n_layers': 2, 'n_heads': 6, 'max_seq_len': 16, 'attn_config': {'softmax_scale': 0.7}},
+  ),
+  'gemma3': (
+    'Gemma3ForCausalLM',
+    LLAMA
+    | {'head_dim': 8, 'sliding_window': 3, 'query_pre_attn_scalar': 5, 'final_logit_softcapping': 4.0}
+    | {'layer_types': ['sliding_attention', 'full_attention', 'sliding_attention']}
+    | {'rope_parameters': GEMMA_ROPE, 'tie_word_embeddings': True},
+  ),
 }
 POSITIONLESS = ('BloomForCausalLM', 'MptForCausalLM')  # their code derives places from the mask
 
@@ -89,13 +118,17 @@ def make(name):
     row[:left], row[LENGTH - right :] = 0, 0
   tokens = np.random.default_rng(0).integers(options['vocab_size'], size=mask.shape)
   inputs = {'input_ids': torch.from_numpy(tokens), 'attention_mask': torch.from_numpy(mask)}
+  # Dynamic scaling goes by the longest row of a batch: here all reach the same position.
+  dynamic = options.get('rope_parameters', {}).get('rope_type') == 'dynamic'
+  positions = np.cumsum(np.ones_like(mask) if dynamic else mask, axis=1) - 1
+  positions = np.maximum(positions, 0)
   if architecture not in POSITIONLESS:
-    inputs['position_ids'] = torch.from_numpy(np.maximum(np.cumsum(mask, axis=1) - 1, 0))
+    inputs['position_ids'] = torch.from_numpy(positions)
   logits = model(**inputs, use_cache=False).logits
   labels = torch.from_numpy(np.where(mask[:, 1:] * mask[:, :-1], tokens[:, 1:], -100))
   loss = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), labels.reshape(-1))
   loss.backward()
-  golden = {'tokens': tokens, 'mask': mask, 'logits': logits.detach().numpy() * mask[:, :, None], 'loss': loss.item()}
+  golden = {'tokens': tokens, 'mask': mask, 'positions': positions, 'logits': logits.detach().numpy() * mask[:, :, None], 'loss': loss.item()}
   gradients = {key: parameter.grad for key, parameter in model.named_parameters(remove_duplicate=False)}
   weights, described = saved(model, None)
   golden['config'] = json.dumps(described)

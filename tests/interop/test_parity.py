@@ -16,8 +16,7 @@ def test_equals_transformers(name, tmp_path):
   golden, pretrained = goldens.load(name), goldens.pretrained(name, tmp_path)
   model, mask = model_lib.create(pretrained.config.model), golden['mask']
   tokens = jnp.asarray(golden['tokens'], jnp.int32)
-  positions = jnp.asarray(np.maximum(np.cumsum(mask, axis=1) - 1, 0), jnp.int32)
-  stream = model_lib.Stream(tokens, positions, jnp.asarray(mask, jnp.int32))
+  stream = model_lib.Stream(tokens, jnp.asarray(golden['positions'], jnp.int32), jnp.asarray(mask, jnp.int32))
   labels = np.pad(golden['tokens'][:, 1:], ((0, 0), (0, 1)))
   labels = jnp.asarray(np.where(mask * np.pad(mask[:, 1:], ((0, 0), (0, 1))), labels, -1), jnp.int32)
 

@@ -10,6 +10,7 @@ from configs.values import Group, choice, count, duration, flag, number, one_or_
 
 # New paths of keys by the old ones, under which the config.json of an older version has them.
 MOVED = {
+  'model.rope_theta': 'model.rope.theta',
   'model.qk_norm': 'model.attention.qk_norm',
   'model.attention_dropout_rate': 'model.attention.dropout_rate',
   'model.attention_implementation': 'model.attention.implementation',
@@ -49,41 +50,95 @@ def _group(name=''):
 
 def _model():
   model = _group('model')
-  model.family = choice('decoder')  # the stack of blocks
+  model.family = choice('decoder', 'encoder', 'encoder_decoder')  # which stacks of blocks
   model.vocab_size = count(0)  # tokens; 0 = the tokenizer's, rounded up to a multiple of 64
-  model.num_layers = count(4, at_least=1)  # blocks
+  model.num_layers = count(4, at_least=1)  # blocks; encoder_decoder: of the decoder
   model.embed_dim = count(256, at_least=1)  # width of the residual stream
   model.num_heads = count(4, at_least=1)  # query heads
   model.num_kv_heads = count(0)  # key and value heads, dividing num_heads; 0 = num_heads; 1 = multi-query
   model.head_dim = count(0)  # width of a head, even; 0 = embed_dim / num_heads
   model.mlp_dim = count(0)  # width of the feed-forward; 0 = 4 embed_dim, or 8/3 embed_dim rounded up to 64 if gated
   model.max_length = count(0)  # learned positions only: tokens; 0 = data.sequence_length
-  model.positions = choice('rope', 'learned', 'sinusoidal', 'none')  # how a token's place is told
-  model.rope_theta = number(10000.0, above=0)  # base of the rotary wavelengths
+  model.positions = choice(
+    'rope', 'learned', 'sinusoidal', 'none', 'alibi', 't5', 'shaw', 'xlnet'
+  )  # how a token's place is told
+  model.position_offset = count(0)  # learned: row of the first position; RoBERTa, BART: 2
+  model.token_types = count(0)  # kinds of tokens that are told apart (BERT's segments: 2); 0 = none
+  model.embedding_norm = flag(False)  # a norm after the embedding; BERT, BLOOM
+  model.embedding_scale = number(1.0, above=0)  # factor on embedded tokens; Gemma, Vaswani et al.: sqrt(embed_dim)
   model.norm = choice('rmsnorm', 'layernorm')  # of the residual stream
-  model.norm_position = choice('pre', 'post')  # before each sublayer, or after adding its output
+  model.norm_position = choice('pre', 'post', 'sandwich')  # before a sublayer, after adding its output, on both sides
   model.norm_epsilon = number(1e-5, above=0)  # added to the variance
+  model.norm_unit_offset = flag(False)  # scales are kept as differences from 1; Gemma
+  model.first_norm = flag(True)  # a norm before the first attention; ModernBERT: False, its embedding has one
+  model.parallel_blocks = flag(False)  # x + attention(norm x) + mlp(norm x); GPT-NeoX
   model.activation = choice('silu', 'gelu', 'gelu_tanh', 'relu')  # of the feed-forward; gelu is by erf
   model.gated_mlp = flag(True)  # activation(gate x) * (up x) instead of activation(up x)
   model.use_bias = flag(False)  # biases in linear layers and LayerNorm
   model.tie_embeddings = flag(True)  # the head is the embedding table
+  model.head_transform = flag(False)  # norm(activation(dense x)) before the head; BERT
+  model.head_bias = flag(False)  # a bias for each token
+  model.logit_scale = number(1.0, above=0)  # factor on logits; tied T5: 1/sqrt(embed_dim)
+  model.logit_softcap = number(0.0, at_least=0)  # logits become cap * tanh(logits / cap); 0 = off
+  model.start_token = count(0)  # encoder_decoder: the token with which every target starts
   model.dropout_rate = number(0.0, at_least=0, below=1)  # after the embedding and on each residual branch
   model.init = choice('normal', 'fan_in', 'xavier')  # normal (std init_scale); fan_in and xavier, times init_scale
   model.init_scale = number(0.02, at_least=0)  # standard deviation for normal; factor for the others (usually 1)
   model.init_depth_scaling = flag(True)  # residual outputs initialised 1/sqrt(2 num_layers) smaller
   model.layer_loop = choice('auto', 'scan', 'unroll')  # auto: unroll on CPU, scan elsewhere
   model.remat = choice('none', 'full', 'selective')  # recompute nothing; each block; all but matmul outputs
+  model.encoder = _encoder()
+  model.rope = _rope()
+  model.relative = _relative()
   model.attention = _attention()
   return model
+
+
+def _encoder():
+  encoder = _group('model.encoder')  # encoder_decoder only
+  encoder.num_layers = count(0)  # blocks; 0 = as the decoder
+  encoder.num_heads = count(0)  # heads of queries, keys and values; 0 = as the decoder
+  encoder.mlp_dim = count(0)  # width of the feed-forward; 0 = as the decoder
+  return encoder
+
+
+def _rope():
+  rope = _group('model.rope')  # rope only
+  rope.theta = number(10000.0, above=0)  # base of the wavelengths
+  rope.local_theta = number(0.0, at_least=0)  # base of local layers, which are then not rescaled; 0 = as the others
+  rope.fraction = number(1.0, above=0)  # share of a head's dimensions that is rotated, at most 1
+  rope.scaling = choice('none', 'linear', 'dynamic', 'yarn', 'llama3')  # of wavelengths, for longer texts
+  rope.factor = number(1.0, above=0)  # by which texts are longer than in training
+  rope.original_length = count(0)  # dynamic, yarn, llama3: tokens of a text in training
+  rope.low_freq_factor = number(1.0, above=0)  # llama3: turns in a text below which a wave is stretched in full
+  rope.high_freq_factor = number(4.0, above=0)  # llama3: turns in a text above which a wave is kept
+  rope.beta_fast = number(32.0, above=0)  # yarn: turns in a text above which a wave is kept
+  rope.beta_slow = number(1.0, above=0)  # yarn: turns in a text below which a wave is stretched in full
+  rope.truncate = flag(True)  # yarn: between them from a whole dimension to a whole dimension
+  rope.attention_factor = number(0.0, at_least=0)  # yarn: factor on cosines and sines; 0 = by factor and mscale
+  rope.mscale = number(0.0, at_least=0)  # yarn: with mscale_all_dim, weighs log(factor); 0 = 1
+  rope.mscale_all_dim = number(0.0, at_least=0)  # yarn: by which the former is divided; 0 = none
+  return rope
+
+
+def _relative():
+  relative = _group('model.relative')
+  relative.num_buckets = count(32, at_least=4)  # t5: distances that are told apart, of keys on either side together
+  relative.max_distance = count(128, at_least=1)  # t5: where the last bucket begins; shaw: beyond it all are alike
+  return relative
 
 
 def _attention():
   attention = _group('model.attention')
   attention.qk_norm = flag(False)  # RMSNorm on queries and keys, per head
+  attention.bias = choice('model', 'none', 'qkv', 'all')  # which projections have one; model: as model.use_bias
+  attention.scale = number(0.0, at_least=0)  # factor on products of queries and keys; 0 = 1/sqrt(head_dim); T5: 1
+  attention.softcap = number(0.0, at_least=0)  # those become cap * tanh(product / cap); 0 = off
+  attention.sinks = flag(False)  # a learned logit a head that takes probability and has no value; gpt-oss
   attention.dropout_rate = number(0.0, at_least=0, below=1)  # on attention probabilities
   # auto takes the best that can serve the call (on Hopper GPUs its own kernels); any other does it or says why not.
   attention.implementation = choice('auto', 'reference', 'blockwise', 'cudnn', 'hopper', 'tpu')  # the kernel
-  attention.window = count(0)  # tokens that a local layer sees, itself included; 0 = there is no local layer
+  attention.window = count(0)  # tokens that a local layer sees to a side, itself included; 0 = there is none
   attention.pattern = tuple_of(choice('global', 'local'), default=('global',))  # of layers, repeated from the first on
   return attention
 

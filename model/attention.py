@@ -4,46 +4,55 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from model import layers
+from model import layers, relative
 from model import positions as pos
-from pallas_kernels import AttentionSpec, attention
+from pallas_kernels import AttentionSpec, attention, probabilities
 from parallel import axes as ax
+
+BIASES = ('model', 'none', 'qkv', 'all')
 
 
 class Attention(layers.Module):
-  """Projections, rotary positions and the attention core (Vaswani et al. 2017; Ainslie et al. 2023 for groups)."""
+  """Projections, relative positions and the attention core (Vaswani et al. 2017; Ainslie et al. 2023 for groups).
 
-  def __init__(self, scope, model_config, window: int = 0, *, rngs):
-    self.scope = scope
-    self.window = window
-    self.dropout_rate = model_config.attention.dropout_rate
-    self.implementation = model_config.attention.implementation
+  Args:
+    window: tokens that a token sees, itself included, to either side; 0 = all.
+    positions: how the places of queries and keys act on the logits, see `model.positions`; 'none' across stacks.
+  """
+
+  def __init__(self, scope, model_config, window: int = 0, positions: str = 'none', *, rngs):
+    attention_config = model_config.attention
+    self.scope, self.window, self.positions = scope, window, positions
+    self.num_heads = model_config.num_heads
+    self.dropout_rate = attention_config.dropout_rate
+    self.implementation = attention_config.implementation
     embed, head_dim = model_config.embed_dim, model_config.head_dim
+    self.scale = attention_config.scale or head_dim**-0.5
+    self.softcap = attention_config.softcap or None
+    bias_in, bias_out = _biases(model_config)
+    inner, outer = (embed,), (ax.EMBED,)
 
     def projection(name, heads, axis):
-      return layers.Linear(name, model_config, (embed,), (ax.EMBED,), (heads, head_dim), (axis, ax.HEAD_DIM), rngs=rngs)
+      shape, axes = (heads, head_dim), (axis, ax.HEAD_DIM)
+      return layers.Linear(name, model_config, inner, outer, shape, axes, bias=bias_in, rngs=rngs)
 
     self.query = projection('query', model_config.num_heads, ax.HEADS)
     self.key = projection('key', model_config.num_kv_heads, ax.KV_HEADS)
     self.value = projection('value', model_config.num_kv_heads, ax.KV_HEADS)
-    self.out = layers.Linear(
-      'out',
-      model_config,
-      (model_config.num_heads, head_dim),
-      (ax.HEADS, ax.HEAD_DIM),
-      (embed,),
-      (ax.EMBED,),
-      rngs=rngs,
-      residual=True,
-    )
+    shape, axes = (model_config.num_heads, head_dim), (ax.HEADS, ax.HEAD_DIM)
+    self.out = layers.Linear('out', model_config, shape, axes, inner, outer, bias=bias_out, residual=True, rngs=rngs)
 
     def head_norm(name):
-      if not model_config.attention.qk_norm:
-        return None
-      return layers.RMSNorm(name, head_dim, ax.HEAD_DIM, model_config.norm_epsilon)
+      return layers.rms_norm(name, model_config, head_dim, ax.HEAD_DIM) if attention_config.qk_norm else None
 
     self.query_norm, self.key_norm = head_norm('query_norm'), head_norm('key_norm')
+    self.sinks = nnx.Param(jnp.zeros(model_config.num_heads), axes=(ax.HEADS,)) if attention_config.sinks else None
+    self.relative = relative.TransformerXL('relative', model_config, rngs=rngs) if positions == 'xlnet' else None
+    is_shaw = positions == 'shaw'
+    self.relative_key = relative.ClippedKeys('relative_key', model_config, rngs=rngs) if is_shaw else None
+    self.relative_value = relative.ClippedValues('relative_value', model_config, rngs=rngs) if is_shaw else None
 
   def __call__(self, x_q_BxLxD, x_kv_BxSxD, context, key, cache):
     """Returns what the queries attend to [B, L, D], and the cache with this call's keys and values in it.
@@ -56,20 +65,43 @@ class Attention(layers.Module):
       key: PRNG key for dropout on the probabilities, or None.
       cache: (keys, values), each [B, S, G, K], or None.
     """
-    q = _placed(self.query(x_q_BxLxD), self.query_norm, context.queries.rotation)
+    rotation = context.rotations[self.window > 0]
+    q = _placed(self.query(x_q_BxLxD), self.query_norm, rotation)
     if x_kv_BxSxD is None:
       k, v = cache
     else:
-      k = _placed(self.key(x_kv_BxSxD), self.key_norm, context.keys.rotation)
-      v = self.value(x_kv_BxSxD)
-      if cache is not None:
-        cache = k, v = tuple(
-          jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), context.length, axis=1)
-          for old, new in zip(cache, (k, v))
-        )
+      new = _placed(self.key(x_kv_BxSxD), self.key_norm, rotation), self.value(x_kv_BxSxD)
+      (k, v), cache = context.remember(new, cache, self.window)
     spec = context.spec(window=self.window, dropout_rate=self.dropout_rate, key=key)
-    attended = attend(q, k, v, spec, self.implementation)
+    q, spec = self._placed_apart(q, k.shape[1], context, spec)
+    attended = self._attend(q, k, v, spec, context.first)
     return self.out(attended), cache
+
+  def _placed_apart(self, q, keys, context, spec):
+    """The queries, and the spec with what distances and heads of their own do to the logits."""
+    changes = {'scale': self.scale, 'softcap': self.softcap}
+    if self.sinks is not None:
+      changes['sinks'] = self.sinks[...]
+    if self.positions == 'alibi':
+      changes['alibi_slopes'] = jnp.asarray(pos.alibi_slopes(self.num_heads))
+    if self.relative_key is not None:
+      changes['bias'] = self.scale * self.relative_key(q, keys, context.first)
+    if self.relative is not None:
+      bias, q = self.relative(q, keys, context.first, context.targets, context.token_types)
+      changes['bias'] = self.scale * bias
+    return q, dataclasses.replace(spec, **changes)
+
+  def _attend(self, q, k, v, spec, first):
+    if self.relative_value is None:
+      return attend(q, k, v, spec, self.implementation)
+    attended, lse = attend(q, k, v, spec, self.implementation, return_lse=True)
+    return attended + self.relative_value(probabilities(q, k, spec, lse), first)
+
+
+def _biases(model_config) -> tuple[bool, bool]:
+  """Whether queries, keys and values have a bias, and whether the output has."""
+  by_name = {'model': (model_config.use_bias,) * 2, 'none': (False, False), 'qkv': (True, False), 'all': (True, True)}
+  return by_name[model_config.attention.bias]
 
 
 def _placed(x, norm, rotation):
@@ -81,7 +113,7 @@ def _placed(x, norm, rotation):
   return x
 
 
-def attend(q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, spec: AttentionSpec, implementation: str):
+def attend(q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, spec: AttentionSpec, implementation: str, return_lse: bool = False):
   """`attention` on each device's batch rows and heads; dropout is that of the whole call, however it is split."""
   queries, keys = (ax.BATCH, ax.LENGTH, ax.HEADS, ax.HEAD_DIM), (ax.BATCH, ax.LENGTH, ax.KV_HEADS, ax.HEAD_DIM)
 
@@ -90,9 +122,10 @@ def attend(q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, spec: AttentionSpec, implementation:
       zero = jnp.int32(0)
       first = (ax.offset(ax.BATCH, q.shape[0]), ax.offset(ax.HEADS, q.shape[2]), zero, zero)
       spec = dataclasses.replace(spec, dropout_offset=jnp.stack(first))
-    return attention(q, k, v, spec, implementation=implementation)
+    return attention(q, k, v, spec, implementation=implementation, return_lse=return_lse)
 
-  on_devices = ax.on_each_device(on_device, (queries, keys, keys, _spec_axes(spec)), queries)
+  out_axes = (queries, queries[:3]) if return_lse else queries
+  on_devices = ax.on_each_device(on_device, (queries, keys, keys, _spec_axes(spec)), out_axes)
   return on_devices(q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, spec)
 
 

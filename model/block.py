@@ -9,7 +9,7 @@ from model import attention, feed_forward, layers
 from model.stack import Segment
 from parallel import axes as ax
 
-NORM_POSITIONS = ('pre', 'post')
+NORM_POSITIONS = ('pre', 'post', 'sandwich')
 ATTENTION_KINDS = ('global', 'local')
 
 
@@ -18,14 +18,23 @@ class BlockSpec:
   """In what blocks of one stack may differ.
 
   Attributes:
-    window: tokens that a token sees, itself included; 0 = all.
+    window: tokens that a token sees, itself included, to either side; 0 = all.
+    attention_norm: whether the attention's branch has norms.
+    cross: whether a branch of cross-attention stands between the others.
   """
 
   window: int = 0
+  attention_norm: bool = True
+  cross: bool = False
 
 
-def segments(model_config) -> tuple[Segment, ...]:
-  """The stack of a config: its pattern of blocks as often as it fits, and what is left of it.
+def segments(model_config, cross: bool = False) -> tuple[Segment, ...]:
+  """The stack of a config: the layers that stand before the pattern, the pattern of blocks as often as it fits, and
+  what is left of it.
+
+  Args:
+    model_config: resolved.
+    cross: whether its blocks have cross-attention.
 
   Raises:
     ValueError: the pattern names what does not exist, or does not agree with the window.
@@ -41,40 +50,78 @@ def segments(model_config) -> tuple[Segment, ...]:
       f'model.attention.window={window} and model.attention.pattern={pattern} do not agree: give local '
       "layers a window of at least 1, or use model.attention.pattern=('global',) with window 0"
     )
-  specs = tuple(BlockSpec(window if kind == 'local' else 0) for kind in pattern)
-  repeats, rest = divmod(model_config.num_layers, len(specs))
-  parts = [Segment(specs, repeats), Segment(specs[:rest], 1)]
+
+  def spec(layer):
+    is_local = pattern[layer % len(pattern)] == 'local'
+    return BlockSpec(window if is_local else 0, attention_norm=layer > 0 or model_config.first_norm, cross=cross)
+
+  specs = tuple(map(spec, range(model_config.num_layers)))
+  before, period = int(not model_config.first_norm), len(pattern)
+  repeats = (len(specs) - before) // period
+  rest = before + repeats * period
+  parts = [Segment(specs[:before], 1), Segment(specs[before : before + period], repeats), Segment(specs[rest:], 1)]
   return tuple(part.reduced() for part in parts if part.num_layers)
 
 
 class Block(layers.Module):
-  """x + f(norm(x)) for pre-norm (Xiong et al. 2020), norm(x + f(x)) for post-norm (Vaswani et al. 2017)."""
+  """x + f(norm(x)) for pre-norm (Xiong et al. 2020), norm(x + f(x)) for post-norm (Vaswani et al. 2017), x + norm(f(
+  norm(x))) for sandwich norms (Ding et al. 2021); f is attention, then cross-attention in a decoder that reads another
+  stack, then the feed-forward. Parallel blocks add attention and feed-forward of the same x (Black et al. 2022)."""
 
   def __init__(self, scope, model_config, spec: BlockSpec, *, rngs):
     self.scope = scope
-    self.pre_norm = model_config.norm_position == 'pre'
+    self.norm_position, self.parallel = model_config.norm_position, model_config.parallel_blocks
     self.dropout_rate = model_config.dropout_rate
-    self.attention_norm = layers.norm('attention_norm', model_config)
-    self.attention = attention.Attention('attention', model_config, spec.window, rngs=rngs)
-    self.mlp_norm = layers.norm('mlp_norm', model_config)
+
+    def norms(name):
+      after = layers.norm(f'{name}_post_norm', model_config) if self.norm_position == 'sandwich' else None
+      return layers.norm(f'{name}_norm', model_config), after
+
+    self.attention_norm, self.attention_post_norm = norms('attention') if spec.attention_norm else (None, None)
+    self.attention = attention.Attention('attention', model_config, spec.window, model_config.positions, rngs=rngs)
+    if spec.cross:
+      self.cross_attention_norm, self.cross_attention_post_norm = norms('cross_attention')
+      self.cross_attention = attention.Attention('cross_attention', model_config, rngs=rngs)
+    else:
+      self.cross_attention = None
+    self.mlp_norm, self.mlp_post_norm = norms('mlp')
     self.mlp = feed_forward.FeedForward('mlp', model_config, rngs=rngs)
 
   def __call__(self, x_BxLxD, context, key, cache):
     """Returns the residual stream [B, L, D], the layer's cache and its metrics. `key` None: no dropout."""
-    keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+    crosses = self.cross_attention is not None
+    keys = (None,) * 5 if key is None else jax.random.split(key, 5 if crosses else 3)
+    own_cache, cross_cache = cache if crosses and cache is not None else (cache, None)
 
     def attend(x):
-      nonlocal cache
-      y, cache = self.attention(x, x, context, keys[0], cache)
+      nonlocal own_cache
+      seen = x if context.targets is None else x[:, : context.keys.segment_ids.shape[1]]
+      y, own_cache = self.attention(x, seen, context, keys[0], own_cache)
       return y
 
-    x = self._residual(x_BxLxD, self.attention_norm, attend, keys[1])
-    x = self._residual(x, self.mlp_norm, self.mlp, keys[2])
+    def attend_across(x):
+      nonlocal cross_cache
+      y, cross_cache = self.cross_attention(x, context.memory, context.cross, keys[3], cross_cache)
+      return y
+
+    if self.parallel:
+      attended = self._branch(x_BxLxD, self.attention_norm, attend, None, keys[1])
+      x = x_BxLxD + attended + self._branch(x_BxLxD, self.mlp_norm, self.mlp, None, keys[2])
+      x = checkpoint_name(x, 'residual')
+    else:
+      x = self._residual(x_BxLxD, self.attention_norm, attend, self.attention_post_norm, keys[1])
+      if crosses:
+        x = self._residual(x, self.cross_attention_norm, attend_across, self.cross_attention_post_norm, keys[4])
+      x = self._residual(x, self.mlp_norm, self.mlp, self.mlp_post_norm, keys[2])
+    cache = (own_cache, cross_cache) if crosses and cache is not None else own_cache
     return ax.constrain(x, (ax.BATCH, ax.LENGTH, ax.EMBED)), cache, {}
 
-  def _residual(self, x, norm, branch, key):
-    if self.pre_norm:
-      x = x + layers.dropout(branch(norm(x)), self.dropout_rate, key)
-    else:
-      x = norm(x + layers.dropout(branch(x), self.dropout_rate, key))
-    return checkpoint_name(x, 'residual')
+  def _residual(self, x, norm, branch, post_norm, key):
+    if self.norm_position == 'post':
+      x = x + self._branch(x, None, branch, None, key)
+      return checkpoint_name(x if norm is None else norm(x), 'residual')
+    return checkpoint_name(x + self._branch(x, norm, branch, post_norm, key), 'residual')
+
+  def _branch(self, x, norm, branch, post_norm, key):
+    y = branch(x if norm is None else norm(x))
+    return layers.dropout(y if post_norm is None else post_norm(y), self.dropout_rate, key)

@@ -1,4 +1,5 @@
-"""The decoder-only family: GPT and LLaMA shapes by configuration. B batch, L length, D embed, V vocab."""
+"""The stack of one tower: GPT and LLaMA shapes, BERT's and XLNet's, by configuration. B batch, L length, D embed, V
+vocab."""
 
 import dataclasses
 import functools
@@ -6,68 +7,137 @@ import math
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from model import counts, layers
-from model import positions as pos
-from model.block import Block, segments
-from model.context import Cache, for_self_attention
-from model.stack import Stack, logical_axes
+from model import counts, tower, vocabulary
+from model.context import Cache, Side
+from model.stack import Stack
 from model.stream import Stream, Visibility
-from pallas_kernels import CrossEntropy, linear_cross_entropy
-from parallel import axes as ax
-
-
-class Stem(nnx.Module):
-  """What stands around the stack of blocks: embeddings, the last norm and the head."""
-
-  def __init__(self, model_config, *, rngs):
-    vocab = model_config.vocab_size
-    self.embedding = layers.Embedding('embedding', model_config, vocab, ax.VOCAB, rngs=rngs)
-    learned, pre_norm = model_config.positions == 'learned', model_config.norm_position == 'pre'
-    self.position = (
-      layers.Embedding('position', model_config, model_config.max_length, ax.LENGTH, rngs=rngs) if learned else None
-    )
-    self.final_norm = layers.norm('final_norm', model_config) if pre_norm else None
-    tied = model_config.tie_embeddings
-    self.head = None if tied else layers.Embedding('head', model_config, vocab, ax.VOCAB, rngs=rngs)
+from pallas_kernels import CrossEntropy
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Decoder:
-  """A decoder-only transformer as pure functions of its parameters.
+class Model:
+  """What all families are: pure functions of a nested dict of float32 arrays.
 
-  Parameters are a nested dict of float32 arrays; those of the layers are stacked over repeats, see `Stack`.
+  Parameters of layers are stacked over repeats, see `Stack`.
   """
 
   config: object
-  stem: nnx.GraphDef
-  stack: Stack
+  vocabulary: vocabulary.Vocabulary
+
+  def logits(self, params, hidden_BxLxD) -> jax.Array:
+    """Token logits [B, L, V]."""
+    return self.vocabulary.logits(params, hidden_BxLxD)
+
+  def cross_entropy(self, params, hidden_BxLxD, labels_BxL, label_smoothing=0.0, z_loss=0.0) -> CrossEntropy:
+    """Head and cross-entropy in one, without ever holding all logits; negative labels are ignored."""
+    return self.vocabulary.cross_entropy(params, hidden_BxLxD, labels_BxL, label_smoothing, z_loss)
+
+  def head_kernel(self, params) -> jax.Array:
+    """The head's weights [V, D]: the embedding table when tied."""
+    return self.vocabulary.head_kernel(params)
+
+  @property
+  def length_limit(self) -> int | float:
+    """Tokens that a text may have at most: as many as there are learned positions, or infinity."""
+    return self.config.max_length if self.config.positions == 'learned' else math.inf
+
+  @functools.cached_property
+  def num_params(self) -> int:
+    """The number of parameters; tied weights count once."""
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(self.init, jax.random.key(0))))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SingleStack(Model):
+  """A transformer of one tower; `visibility` is which tokens of its segment a token sees unless said otherwise."""
+
+  tower: tower.Tower
+  visibility: Visibility
 
   def init(self, key) -> dict:
     """Fresh parameters from a PRNG key; traceable, so that jit can create them already sharded."""
-    stem_key, stack_key = jax.random.split(key)
-    stem = nnx.to_pure_dict(nnx.state(Stem(self.config, rngs=nnx.Rngs(params=stem_key))))
-    return stem | self.stack.init(stack_key)
+    vocabulary_key, stack_key, frame_key = jax.random.split(key, 3)
+    return self.vocabulary.init(vocabulary_key) | self.tower.init(stack_key, frame_key)
 
   def logical_axes(self) -> dict:
     """The tree of parameters with a tuple of logical axis names at each leaf."""
-    return logical_axes(_abstract_stem(self.config)) | self.stack.logical_axes()
+    return self.vocabulary.logical_axes() | self.tower.logical_axes()
 
-  def hidden(self, params, stream: Stream, rng=None, visibility: Visibility = Visibility.CAUSAL):
+  @property
+  def stack(self) -> Stack:
+    """The blocks."""
+    return self.tower.stack
+
+  def hidden(self, params, stream: Stream, rng=None, visibility: Visibility | None = None):
     """The residual stream after the last norm.
 
     Args:
       params: the parameters.
       stream: what to read.
       rng: PRNG key that turns dropout on, or None.
-      visibility: which tokens of its segment a token sees.
+      visibility: which tokens of its segment a token sees; None = that of the family.
 
     Returns:
       float [B, L, D], and the metrics of the layers.
+
+    Raises:
+      ValueError: visibility and positions do not go together, or the row is longer than the positions learned.
     """
-    hidden_BxLxD, _, metrics = self._read(params, stream, visibility, rng)
+    context = self.tower.context(params, stream, visibility or self.visibility)
+    x = self.vocabulary.embed(params, stream.tokens)
+    hidden_BxLxD, _, metrics = self.tower.read(params, x, stream, context, rng)
     return hidden_BxLxD, metrics
+
+  def hidden_two_streams(self, params, stream: Stream, targets_BxM, rng=None):
+    """What is known of some tokens from those before them in `stream.order` (Yang et al. 2019, section 2.3).
+
+    The content stream reads every token as `hidden` does with visibility ORDER; the query stream knows the place of its
+    token and sees the content of those of a lower order alone.
+
+    Args:
+      params: the parameters.
+      stream: what to read, with an order.
+      targets_BxM: int32, the indices in the row of the tokens that are predicted; -1 = none.
+      rng: PRNG key that turns dropout on, or None.
+
+    Returns:
+      float [B, M, D] to predict the targets from, and the metrics of the layers.
+
+    Raises:
+      ValueError: positions are not those of XLNet.
+    """
+    if self.config.positions != 'xlnet':
+      raise ValueError(
+        f'two streams need relative positions that a token without content has too, but model.positions='
+        f"{self.config.positions!r}; set model.positions='xlnet'"
+      )
+    context = self.tower.context(params, stream, Visibility.ORDER)
+    targets = jnp.maximum(targets_BxM, 0)
+    at_targets = lambda values_BxL: jnp.take_along_axis(values_BxL, targets, axis=1)
+    both = lambda values_BxL, of_targets: jnp.concatenate([values_BxL, of_targets.astype(values_BxL.dtype)], axis=1)
+    segments = jnp.where(targets_BxM < 0, 0, at_targets(stream.segment_ids))
+    queries = Side(both(stream.segment_ids, segments), both(stream.order, at_targets(stream.order) - 1))
+    types = stream.token_types
+    if types is not None:
+      types = both(types, at_targets(types)), types
+    context = dataclasses.replace(context, queries=queries, token_types=types, targets=targets)
+    x = both(self.vocabulary.embed(params, stream.tokens), self.vocabulary.embed_targets(params, targets.shape))
+    hidden_BxNxD, _, metrics = self.tower.read(params, x, stream, context, rng)
+    return hidden_BxNxD[:, stream.tokens.shape[1] :], metrics
+
+  def unstacked(self, params) -> dict:
+    """The parameters with one tree a repeat: what a decode loop should hold."""
+    return self.stack.unstacked(params)
+
+  def flops_per_token(self, sequence_length: int) -> float:
+    """FLOPs of one training step, forward and backward, for one token of a row of `sequence_length`."""
+    of_tower = counts.tower_flops_per_token(self.config, sequence_length, self.tower.windows)
+    return of_tower + counts.head_flops_per_token(self.config)
+
+
+class Decoder(SingleStack):
+  """A transformer of one tower that generates."""
 
   def prefill(self, params, stream: Stream, slots: int, visibility: Visibility = Visibility.CAUSAL):
     """Reads prompts in one pass.
@@ -81,111 +151,27 @@ class Decoder:
     Returns:
       float32 logits [B, V] of the first new token, and the cache.
     """
-    cache = Cache.empty(
-      self.stack.num_layers, len(stream.tokens), slots, self.config.num_kv_heads, self.config.head_dim
-    )
-    hidden_BxLxD, cache, _ = self._read(params, stream, visibility, cache=cache)
-    return self.logits(params, hidden_BxLxD[:, -1:])[:, 0], cache
+    return self._continue(params, self.tower.empty_cache(len(stream.tokens), slots), stream, visibility)
 
   def extend(self, params, cache: Cache, token_B, position_B):
     """Reads one more token a row, int32 [B] with its position; returns float32 logits [B, V] of the next, the cache."""
     stream = Stream(token_B[:, None], position_B[:, None], jnp.ones_like(token_B)[:, None])
-    hidden_Bx1xD, cache, _ = self._read(params, stream, Visibility.CAUSAL, cache=cache)
-    return self.logits(params, hidden_Bx1xD)[:, 0], cache
+    return self._continue(params, cache, stream, Visibility.CAUSAL)
 
-  @property
-  def length_limit(self) -> int | float:
-    """Tokens that a text may have at most: as many as there are learned positions, or infinity."""
-    return self.config.max_length if self.config.positions == 'learned' else math.inf
-
-  def _read(self, params, stream, visibility, rng=None, cache=None):
-    stem = nnx.merge(self.stem, {k: v for k, v in params.items() if k not in self.stack.names})
-    stem_key, layer_keys = None, None
-    if rng is not None:
-      stem_key, stack_key = jax.random.split(rng)
-      layer_keys = jax.random.split(stack_key, self.stack.num_layers)
-    x = self._embed(stem, stream, stem_key)
-    rotation = None
-    if self.config.positions == 'rope':
-      rotation = pos.rotation(stream.positions, self.config.head_dim, self.config.rope_theta)
-    context = for_self_attention(stream, visibility, rotation, cache)
-    x, caches, metrics = self.stack.run(
-      params,
-      x,
-      context,
-      layer_keys,
-      None if cache is None else cache.layers,
-      layer_loop=self.config.layer_loop,
-      remat=self.config.remat,
-    )
-    if cache is not None:
-      cache = cache.extended(caches, context.keys, stream.tokens.shape[1])
-    if stem.final_norm is not None:
-      x = stem.final_norm(x)
-    return x, cache, metrics
-
-  def _embed(self, stem, stream, key):
-    x = stem.embedding(stream.tokens)
-    if stem.position is not None:
-      x = x + stem.position(stream.positions)
-    if self.config.positions == 'sinusoidal':
-      x = x + pos.sinusoidal(stream.positions, self.config.embed_dim)
-    x = layers.dropout(x, self.config.dropout_rate, key)
-    return ax.constrain(x, (ax.BATCH, ax.LENGTH, ax.EMBED))
-
-  def head_kernel(self, params) -> jax.Array:
-    """The head's weights [V, D]: the embedding table when tied."""
-    return params['embedding' if self.config.tie_embeddings else 'head']['table']
-
-  def logits(self, params, hidden_BxLxD) -> jax.Array:
-    """Next-token logits [B, L, V]."""
-    with jax.named_scope('head'):
-      return jnp.einsum('BLD,VD->BLV', hidden_BxLxD, self.head_kernel(params))
-
-  def cross_entropy(self, params, hidden_BxLxD, labels_BxL, label_smoothing=0.0, z_loss=0.0) -> CrossEntropy:
-    """Head and cross-entropy in one, without ever holding all logits; negative labels are ignored."""
-    rows, table = (ax.BATCH, ax.LENGTH), ax.Stored((ax.VOCAB, ax.EMBED))
-
-    def on_device(hidden, kernel, labels):
-      result = linear_cross_entropy(
-        hidden,
-        kernel,
-        labels,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        axis_name=ax.stored_over(ax.VOCAB),
-        embed_axis_name=ax.stored_over(ax.EMBED),
-      )
-      return result._replace(total=ax.sum_over(ax.BATCH, result.total))
-
-    on_devices = ax.on_each_device(on_device, ((*rows, ax.EMBED), table, rows), CrossEntropy((), rows, rows))
-    with jax.named_scope('head'):
-      return on_devices(hidden_BxLxD, self.head_kernel(params), labels_BxL)
-
-  def unstacked(self, params) -> dict:
-    """The parameters with one tree a repeat: what a decode loop should hold."""
-    return self.stack.unstacked(params)
-
-  @functools.cached_property
-  def num_params(self) -> int:
-    """The number of parameters; tied weights count once."""
-    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(self.init, jax.random.key(0))))
-
-  def flops_per_token(self, sequence_length: int) -> float:
-    """FLOPs of one training step, forward and backward, for one token of a row of `sequence_length`."""
-    windows = [spec.window for segment in self.stack.segments for spec in segment.pattern * segment.repeats]
-    return counts.decoder_flops_per_token(self.config, sequence_length, windows)
+  def _continue(self, params, cache, stream, visibility):
+    context = self.tower.context(params, stream, visibility, cache)
+    x = self.vocabulary.embed(params, stream.tokens)
+    hidden_BxLxD, cache, _ = self.tower.read(params, x, stream, context, cache=cache)
+    return self.logits(params, hidden_BxLxD[:, -1:])[:, 0], cache
 
 
-def create(model_config) -> Decoder:
-  """The decoder of a resolved config, without parameters.
-
-  Raises:
-    ValueError: the pattern of layers is not one.
-  """
-  create_block = lambda scope, spec, *, rngs: Block(scope, model_config, spec, rngs=rngs)
-  return Decoder(model_config, nnx.graphdef(_abstract_stem(model_config)), Stack(segments(model_config), create_block))
+def create_decoder(model_config) -> Decoder:
+  """The decoder of a resolved config, without parameters. Raises ValueError as `tower.create`."""
+  parts = vocabulary.create(model_config), tower.create(model_config, bidirectional=False)
+  return Decoder(model_config, *parts, Visibility.CAUSAL)
 
 
-def _abstract_stem(model_config):
-  return nnx.eval_shape(lambda: Stem(model_config, rngs=nnx.Rngs(params=jax.random.key(0))))
+def create_encoder(model_config) -> SingleStack:
+  """The encoder of a resolved config, without parameters. Raises ValueError as `tower.create`."""
+  parts = vocabulary.create(model_config), tower.create(model_config, bidirectional=True)
+  return SingleStack(model_config, *parts, Visibility.BIDIRECTIONAL)

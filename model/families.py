@@ -1,17 +1,26 @@
 """From a model config to a model: derived sizes filled in, mistakes refused, one family looked up."""
 
+import importlib
+import pkgutil
+
 import jax
 
-from model import decoder
+from model import decoder, encoder_decoder
+from model import positions as pos
 
-FAMILIES = {'decoder': decoder.create}
+FAMILIES = {
+  'decoder': decoder.create_decoder,
+  'encoder': decoder.create_encoder,
+  'encoder_decoder': encoder_decoder.create,
+}
 
 
 def build(model_config, seed: int = 0):
   """Builds a model and its parameters.
 
   Args:
-    model_config: the `model` group of a config; `vocab_size` (and `max_length` for learned positions) given.
+    model_config: the `model` group of a config, `vocab_size` (and `max_length` for learned positions) given; or the
+      name of a preset in configs/families/, with a variant or without: 'gpt2:124m'.
     seed: seed of the initialisation.
 
   Returns:
@@ -20,8 +29,22 @@ def build(model_config, seed: int = 0):
   Raises:
     ValueError: the config is inconsistent.
   """
-  model = create(model_config)
+  model = create(preset(model_config) if isinstance(model_config, str) else model_config)
   return model, model.init(jax.random.key(seed))
+
+
+def preset(name: str):
+  """The `model` group of a preset, such as 'gpt2:124m'.
+
+  Raises:
+    ValueError: there is no such preset, or it has no such variant.
+  """
+  family, _, variant = name.partition(':')
+  presets = importlib.import_module('configs.families')
+  names = sorted(module.name for module in pkgutil.iter_modules(presets.__path__))
+  if family not in names:
+    raise ValueError(f'there is no preset {family!r}; there are {", ".join(names)}')
+  return importlib.import_module(f'configs.families.{family}').get_config(variant).model
 
 
 def create(model_config):
@@ -68,8 +91,86 @@ def check(model_config) -> None:
       f'model.num_kv_heads={kv_heads} does not divide model.num_heads={heads}; choose a divisor, 0 for '
       'as many, or 1 for multi-query'
     )
-  head_dim = model_config.head_dim or model_config.embed_dim // heads
-  if model_config.positions == 'rope' and head_dim % 2:
-    raise ValueError(f"model.positions='rope' rotates pairs, but a head is {head_dim} wide; set an even model.head_dim")
-  if model_config.positions == 'sinusoidal' and model_config.embed_dim % 2:
-    raise ValueError(f"model.positions='sinusoidal' needs an even model.embed_dim, not {model_config.embed_dim}")
+  for check_part in (_check_positions, _check_blocks, _check_family):
+    check_part(model_config)
+
+
+def _check_positions(model_config):
+  kind, embed_dim = model_config.positions, model_config.embed_dim
+  if kind in ('sinusoidal', 'xlnet') and embed_dim % 2:
+    raise ValueError(f'model.positions={kind!r} needs an even model.embed_dim, not {embed_dim}')
+  if kind != 'learned' and model_config.position_offset:
+    raise ValueError(
+      f'model.position_offset={model_config.position_offset} is a row of learned positions, but model.positions='
+      f"{kind!r}; set model.position_offset=0 or model.positions='learned'"
+    )
+  relative_config = model_config.relative
+  if kind == 't5' and (
+    relative_config.num_buckets % 4 or relative_config.max_distance <= relative_config.num_buckets // 2
+  ):
+    raise ValueError(
+      f'model.relative.num_buckets={relative_config.num_buckets} must be a multiple of 4 and less than twice '
+      f'model.relative.max_distance={relative_config.max_distance}; for example 32 and 128'
+    )
+  if kind == 'rope':
+    _check_rope(model_config.rope, model_config.head_dim or embed_dim // model_config.num_heads)
+
+
+def _check_rope(rope_config, head_dim):
+  if rope_config.fraction > 1:
+    raise ValueError(f'model.rope.fraction={rope_config.fraction} is a share of a head; it must be at most 1')
+  dim = pos.rotary_dim(rope_config, head_dim)
+  if dim % 2 or not dim:
+    raise ValueError(
+      f"model.positions='rope' rotates pairs, but {dim} of a head's {head_dim} dimensions would turn; set an even "
+      'model.head_dim, or another model.rope.fraction'
+    )
+  scaling = rope_config.scaling
+  if (scaling == 'none') != (rope_config.factor == 1):
+    raise ValueError(
+      f'model.rope.scaling={scaling!r} and model.rope.factor={rope_config.factor} do not agree: none goes with '
+      'factor 1, any other with another'
+    )
+  if scaling in ('dynamic', 'yarn', 'llama3') and not rope_config.original_length:
+    raise ValueError(
+      f'model.rope.scaling={scaling!r} needs model.rope.original_length, the tokens of a text in training'
+    )
+  if scaling == 'dynamic' and dim < 4:
+    raise ValueError(f"model.rope.scaling='dynamic' needs at least 4 dimensions of a head that turn, not {dim}")
+  if scaling == 'llama3' and rope_config.low_freq_factor >= rope_config.high_freq_factor:
+    raise ValueError(
+      f'model.rope.low_freq_factor={rope_config.low_freq_factor} must be below model.rope.high_freq_factor='
+      f'{rope_config.high_freq_factor}'
+    )
+
+
+def _check_blocks(model_config):
+  where = model_config.norm_position
+  if where == 'post' and not model_config.first_norm:
+    raise ValueError(
+      "model.first_norm=False leaves out a norm before attention, but model.norm_position='post' has none there; set "
+      "model.first_norm=True or model.norm_position='pre'"
+    )
+  if model_config.parallel_blocks and (where != 'pre' or model_config.family == 'encoder_decoder'):
+    raise ValueError(
+      f'model.parallel_blocks=True is for blocks of attention and feed-forward with norms before them, not for '
+      f'model.norm_position={where!r} in model.family={model_config.family!r}; set model.parallel_blocks=False'
+    )
+
+
+def _check_family(model_config):
+  family = model_config.family
+  if family == 'encoder_decoder':
+    if model_config.token_types or model_config.positions == 'xlnet':
+      raise ValueError(
+        f"model.family='encoder_decoder' has no token types and no XLNet positions, but model.token_types="
+        f'{model_config.token_types} and model.positions={model_config.positions!r}'
+      )
+    return
+  encoder_config = model_config.encoder
+  given = encoder_config.num_layers or encoder_config.num_heads or encoder_config.mlp_dim
+  if given or model_config.start_token:
+    raise ValueError(
+      f'model.encoder and model.start_token are for two stacks, but model.family={family!r}; leave them 0, or set '
+      "model.family='encoder_decoder'"
+    )

@@ -59,14 +59,15 @@ def initializer(model_config, fan_in: int, fan_out: int, residual: bool = False)
 
 
 class Linear(Module):
-  """y = x W (+ b), contracting the trailing `len(in_shape)` dimensions of x."""
+  """y = x W (+ b), contracting the trailing `len(in_shape)` dimensions of x; b by the config where `bias` is None."""
 
-  def __init__(self, scope, model_config, in_shape, in_axes, out_shape, out_axes, *, rngs, residual=False):
+  def __init__(self, scope, model_config, in_shape, in_axes, out_shape, out_axes, *, rngs, residual=False, bias=None):
     self.scope = scope
     self.num_inputs = len(in_shape)
     init = initializer(model_config, math.prod(in_shape), math.prod(out_shape), residual)
     self.kernel = nnx.Param(init(rngs.params(), (*in_shape, *out_shape)), axes=(*in_axes, *out_axes))
-    self.bias = nnx.Param(jnp.zeros(out_shape), axes=tuple(out_axes)) if model_config.use_bias else None
+    has_bias = model_config.use_bias if bias is None else bias
+    self.bias = nnx.Param(jnp.zeros(out_shape), axes=tuple(out_axes)) if has_bias else None
 
   def __call__(self, x):
     n = self.num_inputs
@@ -88,37 +89,57 @@ class Embedding(Module):
 
 
 class RMSNorm(Module):
-  """x / sqrt(mean(x^2) + epsilon) * scale over the last dimension (Zhang and Sennrich 2019, eq. 4)."""
+  """x / sqrt(mean(x^2) + epsilon) * scale over the last dimension (Zhang and Sennrich 2019, eq. 4).
 
-  def __init__(self, scope, dim, axis, epsilon):
-    self.scope, self.epsilon = scope, epsilon
-    self.scale = nnx.Param(jnp.ones(dim), axes=(axis,))
+  `unit_offset` is what the scale is kept as a difference from: 1 or 0.
+  """
+
+  def __init__(self, scope, dim, axis, epsilon, unit_offset=0):
+    self.scope, self.epsilon, self.unit_offset = scope, epsilon, unit_offset
+    self.scale = nnx.Param(jnp.full(dim, 1.0 - unit_offset), axes=(axis,))
 
   def __call__(self, x):
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(mean_square + self.epsilon) * self.scale[...]
+    return x * jax.lax.rsqrt(mean_square + self.epsilon) * _scale(self)
 
 
 class LayerNorm(Module):
-  """(x - mean) / sqrt(var + epsilon) * scale (+ bias) over the last dimension (Ba et al. 2016, eq. 4)."""
+  """(x - mean) / sqrt(var + epsilon) * scale (+ bias) over the last dimension (Ba et al. 2016, eq. 4); `unit_offset` as
+  for `RMSNorm`."""
 
-  def __init__(self, scope, dim, axis, epsilon, use_bias):
-    self.scope, self.epsilon = scope, epsilon
-    self.scale = nnx.Param(jnp.ones(dim), axes=(axis,))
+  def __init__(self, scope, dim, axis, epsilon, use_bias, unit_offset=0):
+    self.scope, self.epsilon, self.unit_offset = scope, epsilon, unit_offset
+    self.scale = nnx.Param(jnp.full(dim, 1.0 - unit_offset), axes=(axis,))
     self.bias = nnx.Param(jnp.zeros(dim), axes=(axis,)) if use_bias else None
 
   def __call__(self, x):
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    y = centred * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]
+    y = centred * jax.lax.rsqrt(variance + self.epsilon) * _scale(self)
     return y if self.bias is None else y + self.bias[...]
+
+
+def _scale(norm):
+  return norm.scale[...] + norm.unit_offset if norm.unit_offset else norm.scale[...]
 
 
 def norm(scope, model_config):
   """The norm over the residual stream that the config names."""
   if model_config.norm == 'rmsnorm':
-    return RMSNorm(scope, model_config.embed_dim, ax.EMBED, model_config.norm_epsilon)
-  return LayerNorm(scope, model_config.embed_dim, ax.EMBED, model_config.norm_epsilon, model_config.use_bias)
+    return rms_norm(scope, model_config, model_config.embed_dim, ax.EMBED)
+  return LayerNorm(
+    scope,
+    model_config.embed_dim,
+    ax.EMBED,
+    model_config.norm_epsilon,
+    model_config.use_bias,
+    int(model_config.norm_unit_offset),
+  )
+
+
+def rms_norm(scope, model_config, dim, axis):
+  """RMSNorm over `dim` with the values of the config."""
+  return RMSNorm(scope, dim, axis, model_config.norm_epsilon, int(model_config.norm_unit_offset))
 
 
 def dropout(x, rate: float, key):

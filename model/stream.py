@@ -30,9 +30,11 @@ class Stream:
     positions: int32 [B, L], the place of each token in its document.
     segment_ids: int32 [B, L]; tokens see their own segment only; 0 is padding, seen by nobody.
     order: int32 [B, L] where the visibility goes by it, else None.
+    token_types: int32 [B, L], below `model.token_types`; None = all of type 0, or none where attention compares them.
   """
 
   tokens: jax.Array
   positions: jax.Array
   segment_ids: jax.Array
   order: jax.Array | None = None
+  token_types: jax.Array | None = None

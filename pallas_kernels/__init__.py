@@ -3,6 +3,7 @@
 from pallas_kernels.attention import attention, supports
 from pallas_kernels.cross_entropy import CrossEntropy, linear_cross_entropy
 from pallas_kernels.device import Device, target
+from pallas_kernels.reference import probabilities
 from pallas_kernels.spec import AttentionSpec, Shapes
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
   'Shapes',
   'attention',
   'linear_cross_entropy',
+  'probabilities',
   'supports',
   'target',
 ]

@@ -38,6 +38,7 @@ _CHUNKS = {'cpu': _Chunk(1 << 22, 256), 'gpu': _Chunk(1 << 28, 1024), 'tpu': _Ch
 
 @dataclasses.dataclass(frozen=True)
 class _Terms:
+  softcap: float | None
   label_smoothing: float
   z_loss: float
   vocab_axes: tuple[str, ...]
@@ -46,11 +47,20 @@ class _Terms:
 
 
 def linear_cross_entropy(
-  hidden, kernel, labels, *, label_smoothing: float = 0.0, z_loss: float = 0.0, axis_name=None, embed_axis_name=None
+  hidden,
+  kernel,
+  labels,
+  bias=None,
+  *,
+  softcap: float | None = None,
+  label_smoothing: float = 0.0,
+  z_loss: float = 0.0,
+  axis_name=None,
+  embed_axis_name=None,
 ) -> CrossEntropy:
-  """Cross-entropy of the logits hidden @ kernel.T, a chunk of the length at a time.
+  """Cross-entropy of the logits hidden @ kernel.T + bias, a chunk of the length at a time.
 
-  When differentiated, both gradients are formed in the forward pass while a chunk's logits are at hand (Hsu et al.
+  When differentiated, all gradients are formed in the forward pass while a chunk's logits are at hand (Hsu et al.
   2024, Liger Kernel); the backward pass only scales them.
 
   Over several devices it belongs inside `jax.shard_map`, each device with its own tokens: the gradient of the kernel is
@@ -62,24 +72,26 @@ def linear_cross_entropy(
     hidden: [batch, length, embed]. Matrix products take operands of its dtype and accumulate in float32.
     kernel: [vocab, embed], any floating dtype; its gradient has the same.
     labels: integer [batch, length]; negative = ignored.
+    bias: [vocab], any floating dtype; or None.
+    softcap: logits become softcap * tanh(logits / softcap) (Gemma 2); None = off.
     label_smoothing: probability spread evenly over the vocabulary (Szegedy et al. 2016), in [0, 1).
     z_loss: weight of log(Z)^2 (PaLM, Chowdhery et al. 2022).
-    axis_name: mesh axis, or several, over which `kernel` holds equal parts of the vocabulary, in order; hidden and
-      labels are the same on all of them, and so is the result.
+    axis_name: mesh axis, or several, over which `kernel` and `bias` hold equal parts of the vocabulary, in order;
+      hidden and labels are the same on all of them, and so is the result.
     embed_axis_name: mesh axis, or several, over which `kernel` holds equal parts of embed, in order: it is gathered
       once before the first chunk, in hidden's dtype, and its gradient is summed and scattered once after the last.
 
   Raises:
-    ValueError: shapes, dtypes or label_smoothing are not as above.
+    ValueError: shapes, dtypes, softcap or label_smoothing are not as above.
   """
-  terms = _Terms(label_smoothing, z_loss, _names(axis_name), _names(embed_axis_name), _CHUNKS[current().platform])
-  _check(hidden, kernel, labels, terms)
+  axes = _names(axis_name), _names(embed_axis_name)
+  terms = _Terms(softcap, label_smoothing, z_loss, *axes, _CHUNKS[current().platform])
+  _check(hidden, kernel, labels, bias, terms)
   computed = jnp.promote_types(hidden.dtype, jnp.float32)
   output = functools.partial(Output, 2, dtype=computed, equal_over=terms.vocab_axes)
   with jax.named_scope('linear_cross_entropy'):
-    total, nll, correct = defer(
-      _evaluate, (terms,), 1, (output((1, 1)), output(labels.shape), output(labels.shape)), hidden, kernel, labels
-    )
+    outputs = output((1, 1)), output(labels.shape), output(labels.shape)
+    total, nll, correct = defer(_evaluate, (terms,), 1, outputs, hidden, kernel, labels, bias)
     return CrossEntropy(total[0, 0], nll, correct > 0)
 
 
@@ -87,7 +99,7 @@ def _names(axis_name) -> tuple[str, ...]:
   return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
 
 
-def _check(hidden, kernel, labels, terms):
+def _check(hidden, kernel, labels, bias, terms):
   parts = lax.axis_size(terms.embed_axes) if terms.embed_axes else 1
   if (
     hidden.ndim != 3
@@ -101,52 +113,65 @@ def _check(hidden, kernel, labels, terms):
     )
   if not jnp.issubdtype(labels.dtype, jnp.integer):
     raise ValueError(f'labels must be integers; got {labels.dtype}')
+  if bias is not None and bias.shape != kernel.shape[:1]:
+    raise ValueError(f'bias must have shape {kernel.shape[:1]}, one number a row of the kernel; got {bias.shape}')
+  if terms.softcap is not None and terms.softcap <= 0:
+    raise ValueError(f'softcap must be above 0, or None for off; got {terms.softcap}')
   if not 0 <= terms.label_smoothing < 1:
     raise ValueError(f'label_smoothing must be in [0, 1); got {terms.label_smoothing}')
 
 
-def _evaluate(static, hidden, kernel, labels) -> list:
+def _evaluate(static, hidden, kernel, labels, bias) -> list:
   (terms,) = static
-  total, nll, correct = _cross_entropy(terms, *vary_alike((hidden, kernel, labels)))
+  total, nll, correct = _cross_entropy(terms, *vary_alike((hidden, kernel, labels, bias)))
   return [total[None, None], nll, correct.astype(nll.dtype)]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _cross_entropy(terms, hidden, kernel, labels):
+def _cross_entropy(terms, hidden, kernel, labels, bias):
   kernel = _whole(terms, kernel.astype(hidden.dtype))
 
   def chunk(_, inputs):
-    loss, nll, correct, _ = _losses(_logits(kernel, inputs[0]), inputs[1], terms)
+    loss, nll, correct, _ = _losses(_logits(kernel, bias, inputs[0], terms), inputs[1], terms)
     return None, (loss, nll, correct)
 
   _, outputs = _over_chunks(chunk, None, hidden, labels, kernel.shape[0], terms.chunk)
   return _result(*outputs)
 
 
-def _fwd(terms, hidden, kernel, labels):
+def _fwd(terms, hidden, kernel, labels, bias):
   narrow = _whole(terms, kernel.astype(hidden.dtype))
   # Behind a barrier XLA does not fold the transpose into the product, a form that is several times slower.
   narrow_DxV = lax.optimization_barrier(narrow.T)
 
-  def chunk(d_kernel, inputs):
+  def chunk(sums, inputs):
     hidden_BxLxD, labels = inputs
-    *outputs, d_logits_VxBxL = _losses(_logits(narrow, hidden_BxLxD), labels, terms)
+    logits_VxBxL = _logits(narrow, bias, hidden_BxLxD, terms)
+    *outputs, d_logits_VxBxL = _losses(logits_VxBxL, labels, terms)
+    if terms.softcap is not None:
+      d_logits_VxBxL *= 1 - jnp.square(logits_VxBxL / terms.softcap)
+    d_bias = None if bias is None else jnp.sum(d_logits_VxBxL, axis=(1, 2))
     d_logits_VxBxL = d_logits_VxBxL.astype(hidden.dtype)
     d_hidden_DxBxL = _dot(narrow_DxV, d_logits_VxBxL, (1,), (0,)).astype(hidden.dtype)
-    added = _dot(d_logits_VxBxL, hidden_BxLxD, (1, 2), (0, 1))
-    return d_kernel + added, (*outputs, jnp.transpose(d_hidden_DxBxL, (1, 2, 0)))
+    added = _dot(d_logits_VxBxL, hidden_BxLxD, (1, 2), (0, 1)), d_bias
+    return jax.tree.map(jnp.add, sums, added), (*outputs, jnp.transpose(d_hidden_DxBxL, (1, 2, 0)))
 
-  zeros = vary_alike(jnp.zeros(narrow.shape, jnp.promote_types(hidden.dtype, jnp.float32)), kernel)
-  d_kernel, (*outputs, d_hidden) = _over_chunks(chunk, zeros, hidden, labels, narrow.shape[0], terms.chunk)
+  computed = jnp.promote_types(hidden.dtype, jnp.float32)
+  zeros = jnp.zeros(narrow.shape, computed), None if bias is None else jnp.zeros(bias.shape, computed)
+  sums, (*outputs, d_hidden) = _over_chunks(
+    chunk, vary_alike(zeros, kernel), hidden, labels, narrow.shape[0], terms.chunk
+  )
+  d_kernel, d_bias = sums
   if terms.embed_axes:
     d_kernel = lax.psum_scatter(d_kernel, terms.embed_axes, scatter_dimension=1, tiled=True)
-  return CrossEntropy(*residuals(*_result(*outputs))), residuals(d_hidden, d_kernel.astype(kernel.dtype))
+  gradients = residuals(d_hidden, d_kernel.astype(kernel.dtype), *(() if bias is None else [d_bias.astype(bias.dtype)]))
+  return CrossEntropy(*residuals(*_result(*outputs))), gradients
 
 
 def _bwd(terms, gradients, cotangents):
   del terms
-  d_hidden, d_kernel = ((cotangents.total * x).astype(x.dtype) for x in gradients)
-  return d_hidden, d_kernel, None
+  d_hidden, d_kernel, *d_bias = ((cotangents.total * x).astype(x.dtype) for x in gradients)
+  return d_hidden, d_kernel, None, *(d_bias or [None])
 
 
 _cross_entropy.defvjp(_fwd, _bwd)
@@ -162,9 +187,12 @@ def _result(loss, nll, correct):
   return CrossEntropy(jnp.sum(loss), nll, correct)
 
 
-def _logits(kernel_VxD, hidden_BxLxD):
+def _logits(kernel_VxD, bias, hidden_BxLxD, terms):
   """Logits [vocab, batch, length]: sums over the vocabulary then run over the major axis, which vectorises."""
-  return _dot(kernel_VxD, jnp.transpose(hidden_BxLxD, (2, 0, 1)), (1,), (0,))
+  logits = _dot(kernel_VxD, jnp.transpose(hidden_BxLxD, (2, 0, 1)), (1,), (0,))
+  if bias is not None:
+    logits += bias[:, None, None].astype(logits.dtype)
+  return logits if terms.softcap is None else terms.softcap * jnp.tanh(logits / terms.softcap)
 
 
 def _dot(a, b, contract_a, contract_b):

@@ -7,6 +7,8 @@ from pallas_kernels.device import Device
 from pallas_kernels.dropout import keep_mask
 from pallas_kernels.spec import AttentionSpec, Shapes
 
+_HIGHEST = jax.lax.Precision.HIGHEST
+
 
 def supports(spec: AttentionSpec, shapes: Shapes, dtype, device: Device) -> str:
   """Returns '': any call with floating-point inputs is served on any device; else why not."""
@@ -16,27 +18,49 @@ def supports(spec: AttentionSpec, shapes: Shapes, dtype, device: Device) -> str:
 
 def attend(q, k, v, spec: AttentionSpec):
   """Returns the output, like q, and lse [batch, q_len, heads] in float32 (float64 for float64 inputs)."""
-  dtype, computed = q.dtype, jnp.promote_types(q.dtype, jnp.float32)
-  groups = q.shape[2] // k.shape[2]
-  q, k, v = (x.astype(computed) for x in (q, jnp.repeat(k, groups, 2), jnp.repeat(v, groups, 2)))
-  highest = jax.lax.Precision.HIGHEST
+  logits, visible = _logits(q, k, spec)
+  sink = jnp.full(logits.shape[:3] + (1,), -jnp.inf, logits.dtype)
+  if spec.sinks is not None:
+    sink = jnp.broadcast_to(spec.sinks.astype(logits.dtype)[None, :, None, None], sink.shape)
+  lse = _logsumexp(jnp.concatenate([logits, sink], axis=-1))
+  v = jnp.repeat(v.astype(logits.dtype), q.shape[2] // v.shape[2], 2)
+  out = jnp.einsum('bhqk,bkhd->bqhd', _normalized(logits, visible, lse, spec), v, precision=_HIGHEST)
+  return out.astype(q.dtype), jnp.swapaxes(lse[..., 0], 1, 2)
+
+
+def probabilities(q, k, spec: AttentionSpec, lse):
+  """The probabilities of a call whose lse is known [batch, heads, q_len, kv_len], whole in memory, after dropout.
+
+  Differentiable by all arguments; for what the core does not do with them itself.
+
+  Args:
+    q, k, spec: as given to `attention`.
+    lse: as it returned it.
+  """
+  logits, visible = _logits(q, k, spec)
+  return _normalized(logits, visible, jnp.swapaxes(lse, 1, 2)[..., None], spec)
+
+
+def _logits(q, k, spec):
+  """Logits [b, h, q, k] with -inf where a key is not visible, and where it is."""
+  computed = jnp.promote_types(q.dtype, jnp.float32)
+  q, k = (x.astype(computed) for x in (q, jnp.repeat(k, q.shape[2] // k.shape[2], 2)))
   scale = q.shape[-1] ** -0.5 if spec.scale is None else spec.scale
-  logits = scale * jnp.einsum('bqhd,bkhd->bhqk', q, k, precision=highest)
+  logits = scale * jnp.einsum('bqhd,bkhd->bhqk', q, k, precision=_HIGHEST)
   visible, bias = _mask_and_bias(spec, logits.shape, computed)
   if spec.softcap is not None:
     logits = spec.softcap * jnp.tanh(logits / spec.softcap)
-  logits = jnp.where(visible, logits + bias, -jnp.inf)
-  sink = jnp.full(logits.shape[:3] + (1,), -jnp.inf, computed)
-  if spec.sinks is not None:
-    sink = jnp.broadcast_to(spec.sinks.astype(computed)[None, :, None, None], sink.shape)
-  lse = _logsumexp(jnp.concatenate([logits, sink], axis=-1))
-  probabilities = jnp.where(visible, jnp.exp(jnp.where(visible, logits, 0) - jnp.where(jnp.isfinite(lse), lse, 0)), 0)
+  return jnp.where(visible, logits + bias, -jnp.inf), visible
+
+
+def _normalized(logits, visible, lse, spec):
+  shifted = jnp.where(visible, logits, 0) - jnp.where(jnp.isfinite(lse), lse, 0)
+  probabilities = jnp.where(visible, jnp.exp(jnp.where(visible, shifted, 0)), 0)
   if spec.dropout_rate:
     place = jnp.meshgrid(*(jnp.arange(n) for n in logits.shape), indexing='ij', sparse=True)
     keep = keep_mask(spec.dropout_seed, spec.dropout_rate, spec.dropout_offset, *place)
     probabilities = jnp.where(keep, probabilities / (1 - spec.dropout_rate), 0)
-  out = jnp.einsum('bhqk,bkhd->bqhd', probabilities, v, precision=highest)
-  return out.astype(dtype), jnp.swapaxes(lse[..., 0], 1, 2)
+  return probabilities
 
 
 def _mask_and_bias(spec: AttentionSpec, shape, dtype):

@@ -15,7 +15,7 @@ from configs import base, values
 from data import corpora
 from data.tokenizers import base as tokenizers_base
 from data.tokenizers import training as tokenizer_training
-from model import block, families, feed_forward, layers, positions, stack
+from model import attention, block, families, feed_forward, layers, positions, stack
 from parallel import rules
 from precision.policy import RULES
 from training import durations, optimizers, schedules
@@ -48,6 +48,8 @@ def refusal(path, value):
     ('model.norm', layers.NORMS),
     ('model.norm_position', block.NORM_POSITIONS),
     ('model.activation', feed_forward.ACTIVATIONS),
+    ('model.rope.scaling', positions.SCALINGS),
+    ('model.attention.bias', attention.BIASES),
     ('model.init', layers.INITS),
     ('model.layer_loop', stack.LAYER_LOOPS),
     ('model.remat', stack.REMATS),
@@ -107,7 +109,7 @@ def test_a_key_takes_its_default_and_what_a_refusal_says_to_type(path):
     ('model.mlp_dim', -1, 'model.mlp_dim=-1 must be at least 0'),
     ('model.num_layers', True, 'model.num_layers takes a whole number; got True'),
     ('model.num_layers', 2.0, 'model.num_layers takes a whole number; got 2.0'),
-    ('model.rope_theta', 0.0, 'model.rope_theta=0.0 must be above 0'),
+    ('model.rope.theta', 0.0, 'model.rope.theta=0.0 must be above 0'),
     ('model.norm_epsilon', -1e-5, 'model.norm_epsilon=-1e-05 must be above 0'),
     ('model.init_scale', -0.02, 'model.init_scale=-0.02 must be at least 0'),
     ('model.attention.dropout_rate', 1, 'model.attention.dropout_rate=1 must be at least 0 and below 1'),
@@ -200,7 +202,7 @@ def test_a_group_is_assigned_key_by_key_or_from_its_like():
   other.update(base.get_config())
   assert other == base.get_config()
   for wrong in (3, {'qk_norm': True}):
-    with pytest.raises(ValueError, match='model.attention is a group; set one of its keys dropout_rate'):
+    with pytest.raises(ValueError, match='model.attention is a group; set one of its keys bias, dropout_rate'):
       config.model.attention = wrong
 
 

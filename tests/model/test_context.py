@@ -84,7 +84,7 @@ def test_a_prefix_model_generates_as_it_reads():
 )
 def test_what_makes_no_sense_is_refused_in_words(visibility, order, cached, words):
   with pytest.raises(ValueError, match=words):
-    for_self_attention(row(order), visibility, cache=Cache.empty(1, 1, 8, 1, 4) if cached else None)
+    for_self_attention(row(order), visibility, cache=Cache.empty((0,), 1, 8, 1, 4) if cached else None)
 
 
 def test_a_window_needs_distances():
@@ -123,7 +123,7 @@ def test_cross_attention_sees_the_other_stack_within_its_segment():
 def test_a_cross_cache_is_filled_once_and_read_as_it_stands():
   module, context, x_q, x_kv = cross_attention()
   expected, _ = module(x_q, x_kv, context, None, None)
-  empty = Cache.empty(1, 2, 7, 2, 8)
+  empty = Cache.empty((0,), 2, 7, 2, 8)
   filling = Context(context.queries, context.keys, length=empty.length, visibility=context.visibility)
   filled, layer = module(x_q, x_kv, filling, None, empty.layers[0])
   again, same = module(x_q, None, context, None, layer)

@@ -1,0 +1,1 @@
+"""Published architectures as configs; `model.build('gpt2:124m')` takes their names."""

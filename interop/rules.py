@@ -1,8 +1,8 @@
 """Which tensor of an original holds which of our parameters, said so that it is read in both directions.
 
-A family is a tuple of rules. Names of theirs may have the placeholder `{layer}`, which counts the layers of a stack from
-0, and `{expert}`; a path of ours has `{layer}` where the stack puts its layers. So
-`dense('h.{layer}.attn.q', 'decoder/{layer}/attention/query')` says where the weight and the bias, where there is one, of
+A family is a tuple of rules. Names of theirs may have the placeholder `{layer}`, which counts the layers of a stack
+from 0, and `{expert}`; a path of ours has `{layer}` where the stack puts its layers. So
+`dense('h.{layer}.attn.q', 'decoder/{layer}/attention/query')` says where the weight and the bias, if there is one, of
 every layer's query projection are.
 """
 

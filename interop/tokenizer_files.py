@@ -188,7 +188,7 @@ def _pieces(tokenizer: SentencePieceTokenizer) -> library.Tokenizer:
   spec = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
   if spec.normalizer_spec.add_dummy_prefix or spec.normalizer_spec.remove_extra_whitespaces:
     raise ValueError(
-      'the sentencepiece model changes spaces, which is not written as tokenizer.json; keep the directory that it is from'
+      'the sentencepiece model changes spaces, which is not written as tokenizer.json; give its file along by hand'
     )
   processor = SentencePieceProcessor(model_proto=tokenizer.model)
   numbers = range(processor.get_piece_size())

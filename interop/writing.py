@@ -76,8 +76,8 @@ def write(
     directory: made; absent or empty before.
     config: the whole resolved config of the model.
     tokenizer: the model's.
-    read: `read(path, leading index, dtype) -> array` of one of our parameters; called in order for each path. Its errors
-      leave nothing behind.
+    read: `read(path, leading index, dtype) -> array` of one of our parameters; called in order for each path. After an
+      error of it nothing is left behind.
     origin: where the model once came from.
     card: `card(family) -> README.md`.
     family: as which it is written; None: that of the origin, or else the first that can hold it.
@@ -133,7 +133,7 @@ def choose(config, original: Mapping, family: str | None = None) -> tuple[Family
     before = original if original.get('model_type') == name else {}
     try:
       return FAMILIES[name], to_original(FAMILIES[name], config, before)
-    except FieldError as error:
+    except ValueError as error:
       problems[name] = str(error)
   if named:
     raise FieldError(problems[named])

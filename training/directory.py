@@ -8,7 +8,6 @@ import precision
 from data import tokenizers
 from training import configs
 
-
 # Files of the Hugging Face directory that the weights of a run came from, for the way back.
 ORIGIN = 'hugging_face'
 

@@ -10,8 +10,8 @@ import jax
 import data
 import objectives
 import parallel
-from training import checkpoints as checkpoints_lib
 from training import cards, configs, descriptions, directory, plots, resolution, resuming, runs, signals, validation
+from training import checkpoints as checkpoints_lib
 from training import console as console_lib
 from training import metrics as metrics_lib
 from training import program as program_lib

@@ -78,7 +78,7 @@ def load_file(path: str, normalization: str) -> base.Tokenizer:
     return saved
   if file.suffix not in classes:
     raise ValueError(
-      f'data.tokenizer_path is {path!r}; it must be a sentencepiece .model, a tokenizer.json or '
+      f'data.tokenizer_path is {path!r}; it must be a sentencepiece .model or a tokenizer.json, or '
       'the tokenizer folder of a run'
     )
   if not file.is_file():

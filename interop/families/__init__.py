@@ -1,4 +1,4 @@
-"""Families of Hugging Face models, a module each: which config.json is theirs, what its fields mean, where tensors are."""
+"""Families of Hugging Face models, a module each: which config.json is theirs, what its fields mean, its tensors."""
 
 from interop.families import bloom, gemma3, gpt2, gpt_neox, llama, mistral, mpt, qwen3
 from interop.family import Family

@@ -1,7 +1,7 @@
 """BLOOM (Le Scao et al. 2022): ALiBi, a norm after the embedding, queries, keys and values fused head by head."""
 
 from interop.family import Family
-from interop.fields import LENGTH, Fields, free, key, must
+from interop.fields import LENGTH, Field, Fields, free, key, must
 from interop.rules import dense, norm, table
 
 FAMILY = Family(
@@ -13,7 +13,7 @@ FAMILY = Family(
       key('hidden_size', 'embed_dim', 64),
       key('n_layer', 'num_layers', 2),
       key('n_head', 'num_heads', 8),
-      key('seq_length', LENGTH, 2048),
+      Field(('seq_length',), lambda values: {LENGTH: values.get('seq_length', 2048)}, lambda model: {}),
       key('layer_norm_epsilon', 'norm_epsilon', 1e-5),
       key('hidden_dropout', 'dropout_rate', 0.0),
       key('attention_dropout', 'attention.dropout_rate', 0.0),

@@ -42,7 +42,8 @@ def _read_rope(values):
 def _write_rope(model):
   scaling, _ = rotary.write_entries(model)
   local = model['rope.local_theta'] or model['rope.theta']
-  return {'rope_theta': model['rope.theta'], 'rope_local_base_freq': local} | ({'rope_scaling': scaling} if scaling else {})
+  written = {'rope_theta': model['rope.theta'], 'rope_local_base_freq': local}
+  return written | ({'rope_scaling': scaling} if scaling else {})
 
 
 def _read_scales(values):

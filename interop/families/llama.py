@@ -1,4 +1,4 @@
-"""Llama (Touvron et al. 2023; Grattafiori et al. 2024): rotary positions, RMSNorm, gated feed-forward, grouped heads."""
+"""Llama (Touvron et al. 2023; Grattafiori et al. 2024): rotary positions, RMSNorm, gated feed-forward, shared keys."""
 
 from interop.family import Family
 from interop.fields import ACTIVATIONS, LENGTH, Field, Fields, free, key

@@ -61,7 +61,10 @@ FAMILY = Family(
     *table('lm_head', 'head'),
     *norm('transformer.blocks.{layer}.norm_1', '{layer}/attention_norm'),
     *dense(
-      'transformer.blocks.{layer}.attn.Wqkv', '{layer}/attention/query', '{layer}/attention/key', '{layer}/attention/value'
+      'transformer.blocks.{layer}.attn.Wqkv',
+      '{layer}/attention/query',
+      '{layer}/attention/key',
+      '{layer}/attention/value',
     ),
     *dense('transformer.blocks.{layer}.attn.out_proj', '{layer}/attention/out', inputs=2),
     *norm('transformer.blocks.{layer}.norm_2', '{layer}/mlp_norm'),

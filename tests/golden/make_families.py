@@ -128,7 +128,8 @@ def make(name):
   labels = torch.from_numpy(np.where(mask[:, 1:] * mask[:, :-1], tokens[:, 1:], -100))
   loss = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), labels.reshape(-1))
   loss.backward()
-  golden = {'tokens': tokens, 'mask': mask, 'positions': positions, 'logits': logits.detach().numpy() * mask[:, :, None], 'loss': loss.item()}
+  golden = {'tokens': tokens, 'mask': mask, 'positions': positions, 'loss': loss.item()}
+  golden['logits'] = logits.detach().numpy() * mask[:, :, None]
   gradients = {key: parameter.grad for key, parameter in model.named_parameters(remove_duplicate=False)}
   weights, described = saved(model, None)
   golden['config'] = json.dumps(described)

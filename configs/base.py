@@ -182,7 +182,7 @@ def _data():
   data.tokenizer = choice(
     'sentencepiece-bpe', 'sentencepiece-unigram', 'wordpiece', 'byte-bpe', 'words', 'characters', 'bytes', 'file'
   )  # what a token is
-  data.tokenizer_path = text('')  # tokenizer = file: a sentencepiece .model or a tokenizer.json
+  data.tokenizer_path = text('')  # tokenizer = file: a .model, a tokenizer.json or a run's tokenizer/
   data.vocab_size = count(4096, at_least=1)  # of a trained tokenizer, special tokens included; words: the most frequent
   data.normalization = choice('none', 'nfc', 'nfkc', 'nfkc-lowercase')  # applied to text before tokenizing
   data.sequence_length = count(256, at_least=1)  # tokens a row that the model sees

@@ -16,10 +16,12 @@ import math
 import pathlib
 import shutil
 import zlib
+from collections.abc import Iterable, Mapping
 
 import jax
 import numpy as np
 
+from training import arrays as arrays_lib
 from training import params as params_lib
 
 
@@ -66,6 +68,47 @@ class Checkpoints:
     # An explicit copy: np.asarray of a CPU array would alias the buffer and so prevent its donation.
     arrays = {name: np.array(_raw(leaf)) for name, leaf in params_lib.leaf_paths(state).items()}
     self._writing = self._writer.submit(self._write, step, arrays, metadata, metric)
+
+  def save_parts(self, step: int, shapes: Mapping, parts: Iterable, metadata: dict) -> None:
+    """Writes a checkpoint of float32 arrays as their parts come, with little memory, and waits for it.
+
+    Args:
+      step: number of finished steps.
+      shapes: of the leaves by path, such as 'params/embedding/table'.
+      parts: (path, leading index, array), see `arrays.write_parts`.
+      metadata: JSON-able; `restore` returns it.
+
+    Raises:
+      CheckpointError: there is a checkpoint of this step already.
+    """
+    if self._whole(step):
+      raise CheckpointError(f'{self._path(step)} is there already; name another directory')
+    unfinished = self._path(step).with_suffix('.parts')
+    self._remove_leftovers()
+    record = {
+      'metadata': json.loads(json.dumps(metadata)),
+      'metric': math.nan,
+      'arrays': {name: {'dtype': 'float32', 'shape': list(shape)} for name, shape in shapes.items()},
+    }
+    # Orbax describes the leaves and frames the checkpoint; the arrays are then put in the place of nothing.
+    self._save_with_orbax(unfinished, {name: np.zeros((), np.float32) for name in shapes}, record)
+    for name, checksum in arrays_lib.write_parts(unfinished / 'state', shapes, parts).items():
+      record['arrays'][name]['crc32'] = checksum
+    stored = json.dumps({'record': record, 'crc32': _json_crc32(record)})
+    (unfinished / 'metadata' / 'metadata').write_text(stored)
+    unfinished.rename(self._path(step))
+
+  def open_arrays(self, step: int) -> tuple[dict[str, tuple[int, ...]], arrays_lib.StoredArrays]:
+    """Shapes of the leaves of a checkpoint by path, and the leaves, which are read part by part.
+
+    Raises:
+      CheckpointError: the checkpoint is absent or damaged.
+    """
+    stored = self._read_record(step)['arrays']
+    checksums = {name: spec['crc32'] for name, spec in stored.items()}
+    shapes = {name: tuple(spec['shape']) for name, spec in stored.items()}
+    damaged = functools.partial(self._damaged, step)
+    return shapes, arrays_lib.StoredArrays(self._path(step) / 'state', checksums, damaged)
 
   def wait(self):
     """Waits until the last save is on disk; raises CheckpointError if it failed."""
@@ -165,16 +208,7 @@ class Checkpoints:
     }
     try:
       self._remove_leftovers()
-      ocp = _orbax()
-      with _checkpointer() as checkpointer:
-        checkpointer.save(
-          self._path(step),
-          force=True,
-          args=ocp.args.Composite(
-            state=ocp.args.PyTreeSave(arrays),
-            metadata=ocp.args.JsonSave({'record': record, 'crc32': _json_crc32(record)}),
-          ),
-        )
+      self._save_with_orbax(self._path(step), arrays, record)
       self._remove_old()
     except Exception as error:
       latest = self.latest_step()
@@ -184,8 +218,20 @@ class Checkpoints:
         'make room or repair the disk and start the same command again'
       ) from error
 
+  def _save_with_orbax(self, path, arrays, record):
+    ocp = _orbax()
+    with _checkpointer() as checkpointer:
+      checkpointer.save(
+        path,
+        force=True,
+        args=ocp.args.Composite(
+          state=ocp.args.PyTreeSave(arrays),
+          metadata=ocp.args.JsonSave({'record': record, 'crc32': _json_crc32(record)}),
+        ),
+      )
+
   def _remove_leftovers(self):
-    for pattern in ('*.orbax-checkpoint-tmp*', '*.deleted'):
+    for pattern in ('*.orbax-checkpoint-tmp*', '*.deleted', '*.parts'):
       for path in self.directory.glob(pattern):
         shutil.rmtree(path)
 

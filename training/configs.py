@@ -6,6 +6,7 @@ A config is locked and complete: `configs/base.py` has every key and says what i
 import ast
 import difflib
 import importlib.util
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,20 +29,33 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
   """Reads a config file and changes keys of it.
 
   Args:
-    path: a file that defines `get_config(variant)`, and after a colon the variant: `configs/quickstart.py:tiny`.
+    path: a file that defines `get_config(variant)`, and after a colon the variant: `configs/quickstart.py:tiny`; or the
+      config.json of a run.
     overrides: such as `--config.train.steps=40`, or the same without `--config.`.
 
   Raises:
     ConfigError: a missing file, unknown variant, unknown key, or value that the key does not take.
   """
+  config = _read_json(path) if path.endswith('.json') else _complete(path)
+  for override in overrides:
+    _override(config, override)
+  return config
+
+
+def _complete(path: str) -> Config:
   config = _run_file(_BASE)
   values = _flattened(_run_file(path).to_dict(), config, path)
   if lacking := [key for key in flat(config) if key not in values]:
     raise ConfigError(f'{path} lacks {", ".join(lacking)}: get_config starts from base.get_config() and changes keys')
   _set_all(config, values, path)
-  for override in overrides:
-    _override(config, override)
   return config
+
+
+def _read_json(path: str) -> Config:
+  try:
+    return from_json(json.loads(Path(path).read_text(encoding='utf-8')))
+  except (OSError, json.JSONDecodeError) as error:
+    raise ConfigError(f'{path} is no readable config.json: {error}') from error
 
 
 def to_json(config: Config) -> dict:

@@ -1,10 +1,15 @@
 """What a run writes into its directory besides metrics, plots and checkpoints."""
 
 import json
+import pathlib
+import shutil
 
 import precision
 from data import tokenizers
 from training import configs
+
+# Files of the Hugging Face directory that the weights of a run came from, for the way back.
+ORIGIN = 'hugging_face'
 
 
 def summary_step(workdir) -> int | None:
@@ -21,6 +26,15 @@ def write_identity(config, tokenizer, workdir) -> None:
   temporary.write_text(text, encoding='utf-8')
   temporary.replace(workdir / 'config.json')
   tokenizers.save(tokenizer, workdir / 'tokenizer')
+
+
+def keep_origin(config, tokenizer, workdir) -> None:
+  """Takes over, from the run that this one starts from, what the way back to Hugging Face needs."""
+  before = pathlib.Path(config.init_from)
+  if not config.init_from or not (before / ORIGIN).is_dir() or (workdir / ORIGIN).exists():
+    return
+  if tokenizers.load(before / 'tokenizer').fingerprint == tokenizer.fingerprint:
+    shutil.copytree(before / ORIGIN, workdir / ORIGIN)
 
 
 def sample_writer(config, model, tokenizer, sampler, workdir, console):

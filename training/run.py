@@ -10,8 +10,8 @@ import jax
 import data
 import objectives
 import parallel
+from training import cards, configs, descriptions, directory, plots, resolution, resuming, runs, signals, validation
 from training import checkpoints as checkpoints_lib
-from training import configs, descriptions, directory, plots, resolution, resuming, runs, signals, validation
 from training import console as console_lib
 from training import metrics as metrics_lib
 from training import program as program_lib
@@ -59,6 +59,7 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
     if before and (change := resuming.check_length(before, config, epoch_steps, progress)):
       console.message(change)
     directory.write_identity(config, dataset.tokenizer, workdir)
+    directory.keep_origin(config, dataset.tokenizer, workdir)
     writer = stack.enter_context(metrics_lib.MetricsWriter(workdir, progress.step, config.train.tensorboard))
     sample = sampler and directory.sample_writer(config, program.model, dataset.tokenizer, sampler, workdir, console)
     loop = Loop(config, program, dataset, batches, state, progress, checkpoints, writer, console, sample)
@@ -70,7 +71,9 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
     checkpoints.wait()
     plots.write_plots(workdir)
     if finished:
-      metrics_lib.write_summary(workdir, loop.summary())
+      summary = loop.summary()
+      metrics_lib.write_summary(workdir, summary)
+      _write_card(config, program.model, summary, workdir)
     console.close()
     console.message(
       f'finished at step {progress.step:,}: {workdir}/summary.json'
@@ -78,6 +81,14 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
       else f'stopped and saved at step {progress.step:,}; the same command goes on from there'
     )
     return finished
+
+
+def _write_card(config, model, summary, workdir):
+  command = f'python train.py --config={workdir}/config.json --workdir=NEW_DIRECTORY'
+  card = cards.card(
+    config, name=workdir.name, num_params=model.num_params, summary=summary, command=command, source=config.init_from
+  )
+  cards.write(workdir, card)
 
 
 def _start(config, program, checkpoints, batches, console):

@@ -11,6 +11,7 @@ import inference
 import model as model_lib
 import precision
 from data import tokenizers
+from training import arrays as arrays_lib
 from training import checkpoints as checkpoints_lib
 from training import configs
 from training import metrics as metrics_lib
@@ -49,6 +50,47 @@ class Run:
     return inference.prepare(self.decoder, self.params)
 
 
+@dataclasses.dataclass(frozen=True)
+class StoredRun:
+  """A run at one checkpoint, its parameters still on disk.
+
+  Attributes:
+    config: the resolved config.
+    tokenizer: what turns text into tokens and back.
+    step: of the checkpoint.
+    workdir: the run directory.
+    paths: of the stored leaf of each parameter, by the parameter's path: of the moving average where there is one.
+    arrays: the stored leaves.
+  """
+
+  config: object
+  tokenizer: tokenizers.Tokenizer
+  step: int
+  workdir: pathlib.Path
+  paths: dict[str, str]
+  arrays: arrays_lib.StoredArrays
+
+  def read(self, path: str, index: tuple[int, ...], dtype):
+    """One part of a parameter, see `StoredArrays.read`."""
+    return self.arrays.read(self.paths[path], index, dtype)
+
+
+def open_run(directory, step: int | None = None) -> StoredRun:
+  """Opens a run directory without reading its parameters; see `load_run`."""
+  workdir = pathlib.Path(directory)
+  config = _read_config(workdir)
+  with checkpoints_lib.Checkpoints(workdir / 'checkpoints') as checkpoints:
+    step = _step(checkpoints, step, workdir)
+    shapes, arrays = checkpoints.open_arrays(step)
+  paths = {
+    name.removeprefix(f'{field}/'): name
+    for field in ('params', 'ema')
+    for name in shapes
+    if name.startswith(f'{field}/')
+  }
+  return StoredRun(config, tokenizers.load(workdir / 'tokenizer'), step, workdir, paths, arrays)
+
+
 def load_run(directory, step: int | None = None) -> Run:
   """Reads a run directory.
 
@@ -61,14 +103,9 @@ def load_run(directory, step: int | None = None) -> Run:
     CheckpointError: the checkpoint does not exist or is damaged.
   """
   workdir = pathlib.Path(directory)
-  path = workdir / 'config.json'
-  if not path.is_file():
-    raise FileNotFoundError(f'{workdir} holds no run: {path} is missing; give the --workdir of a train.py run')
-  config = configs.from_json(json.loads(path.read_text(encoding='utf-8')))
+  config = _read_config(workdir)
   with checkpoints_lib.Checkpoints(workdir / 'checkpoints') as checkpoints:
-    step = checkpoints.latest_step() if step is None else step
-    if step is None:
-      raise FileNotFoundError(f'{workdir} has no checkpoint yet; train it until the first one (train.checkpoint_every)')
+    step = _step(checkpoints, step, workdir)
     fields, _ = checkpoints.restore_fields(step, ('params', 'ema'))
   params = jax.tree.map(jax.numpy.asarray, _overlaid(fields['params'], fields.get('ema', {})))
   return Run(
@@ -80,6 +117,20 @@ def load_run(directory, step: int | None = None) -> Run:
     metrics_lib.read_metrics(workdir),
     workdir,
   )
+
+
+def _read_config(workdir):
+  path = workdir / 'config.json'
+  if not path.is_file():
+    raise FileNotFoundError(f'{workdir} holds no run: {path} is missing; give the --workdir of a train.py run')
+  return configs.from_json(json.loads(path.read_text(encoding='utf-8')))
+
+
+def _step(checkpoints, step, workdir):
+  step = checkpoints.latest_step() if step is None else step
+  if step is None:
+    raise FileNotFoundError(f'{workdir} has no checkpoint yet; train it until the first one (train.checkpoint_every)')
+  return step
 
 
 def _overlaid(params: dict, average: dict) -> dict:

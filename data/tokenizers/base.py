@@ -47,10 +47,12 @@ class BaseTokenizer:
   Attributes:
     normalization: one of NORMALIZATIONS, applied to text before it is tokenized.
     model: the file that a library or this package reads the vocabulary from.
+    eos: name of the token that ends a document; '' = the first of EOS_NAMES, or what the library says.
   """
 
   normalization: str = 'none'
   model: bytes = b''
+  eos: str = ''
 
   format: ClassVar[str]  # name in a saved tokenizer's description
   model_file: ClassVar[str]  # name of the file that holds `model`; '' = no file
@@ -60,11 +62,12 @@ class BaseTokenizer:
       raise ValueError(f'data.normalization is {self.normalization!r}; it must be one of {", ".join(NORMALIZATIONS)}')
 
   def __reduce__(self):  # library objects in cached properties stay behind
-    return type(self), (self.normalization, self.model)
+    return type(self), (self.normalization, self.model, self.eos)
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    digest = hashlib.sha256(f'{self.format}\n{self.normalization}\n'.encode())
+    named = f'{self.eos}\n' if self.eos else ''
+    digest = hashlib.sha256(f'{self.format}\n{self.normalization}\n{named}'.encode())
     digest.update(self.model)
     return digest.hexdigest()
 
@@ -90,13 +93,13 @@ def normalize(text: str, normalization: str) -> str:
   return unicodedata.normalize(normalization.upper(), text)
 
 
-def choose_eos(ids: dict[str, int]) -> int:
-  """Returns the id of the first of EOS_NAMES in `ids`.
+def choose_eos(ids: dict[str, int], names: Sequence[str] = EOS_NAMES) -> int:
+  """Returns the id of the first of `names` in `ids`.
 
   Raises:
     LookupError: there is none.
   """
-  for name in EOS_NAMES:
+  for name in names:
     if name in ids:
       return ids[name]
-  raise LookupError(f'its vocabulary has no token that ends a document: one of {", ".join(EOS_NAMES)}')
+  raise LookupError(f'its vocabulary has no token that ends a document: one of {", ".join(names)}')

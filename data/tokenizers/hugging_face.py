@@ -39,8 +39,7 @@ class HuggingFaceTokenizer(base.BaseTokenizer):
 
   @functools.cached_property
   def eos_id(self) -> int:
-    vocabulary = self._tokenizer.get_vocab()
-    return base.choose_eos({name: vocabulary[name] for name in base.EOS_NAMES if name in vocabulary})
+    return base.choose_eos(self._tokenizer.get_vocab(), (self.eos,) if self.eos else base.EOS_NAMES)
 
   @functools.cached_property
   def _lossless(self):

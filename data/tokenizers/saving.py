@@ -4,7 +4,7 @@ import json
 import pathlib
 
 from data import cache
-from data.tokenizers import base, characters, hugging_face, sentencepieces, words
+from data.tokenizers import base, characters, hugging_face, ids, sentencepieces, words
 from data.tokenizers import bytes as bytes_tokenizer
 
 DESCRIPTION = 'meshlm_tokenizer.json'
@@ -14,6 +14,7 @@ CLASSES = (
   words.WordsTokenizer,
   sentencepieces.SentencePieceTokenizer,
   hugging_face.HuggingFaceTokenizer,
+  ids.IdsTokenizer,
 )
 FORMATS = {cls.format: cls for cls in CLASSES}
 
@@ -23,6 +24,7 @@ def save(tokenizer: base.Tokenizer, directory: str | pathlib.Path) -> None:
   description = {
     'format': tokenizer.format,
     'normalization': tokenizer.normalization,
+    'eos': tokenizer.eos,
     'vocab_size': tokenizer.vocab_size,
     'eos_id': tokenizer.eos_id,
     'fingerprint': tokenizer.fingerprint,
@@ -47,7 +49,7 @@ def load(directory: str | pathlib.Path) -> base.Tokenizer:
     description = json.loads(path.read_text())
     cls = FORMATS[description['format']]
     model = (path.parent / cls.model_file).read_bytes() if cls.model_file else b''
-    tokenizer = cls(description['normalization'], model)
+    tokenizer = cls(description['normalization'], model, description.get('eos', ''))
     intact = tokenizer.fingerprint == description['fingerprint']
   except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
     raise ValueError(f'{path.parent} holds no readable tokenizer: {error!r}') from error

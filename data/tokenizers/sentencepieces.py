@@ -32,10 +32,11 @@ class SentencePieceTokenizer(base.BaseTokenizer):
 
   @functools.cached_property
   def eos_id(self) -> int:
-    if self._processor.eos_id() >= 0:
+    if not self.eos and self._processor.eos_id() >= 0:
       return self._processor.eos_id()
-    ids = {name: self._processor.piece_to_id(name) for name in base.EOS_NAMES}
-    return base.choose_eos({name: i for name, i in ids.items() if i != self._processor.unk_id()})
+    ids = {name: self._processor.piece_to_id(name) for name in (self.eos, *base.EOS_NAMES) if name}
+    known = {name: i for name, i in ids.items() if i != self._processor.unk_id()}
+    return base.choose_eos(known, (self.eos,) if self.eos else base.EOS_NAMES)
 
   @functools.cached_property
   def _byte_ids(self):

@@ -65,11 +65,22 @@ def train(data_config, documents: Sequence) -> base.Tokenizer:
 
 
 def load_file(path: str, normalization: str) -> base.Tokenizer:
-  """Returns the tokenizer of a sentencepiece .model or a tokenizer.json; see `train` for what it raises."""
+  """Returns the tokenizer of a sentencepiece .model, a tokenizer.json or the tokenizer/ of a run; see `train`."""
   classes = {'.model': sentencepieces.SentencePieceTokenizer, '.json': hugging_face.HuggingFaceTokenizer}
   file = pathlib.Path(path).expanduser()
+  if (file / saving.DESCRIPTION).is_file():
+    saved = saving.load(file)
+    if saved.normalization != normalization:
+      raise ValueError(
+        f'data.normalization is {normalization!r}, but the tokenizer in data.tokenizer_path={path!r} has '
+        f'{saved.normalization!r}; set that'
+      )
+    return saved
   if file.suffix not in classes:
-    raise ValueError(f'data.tokenizer_path is {path!r}; it must be a sentencepiece .model or a tokenizer.json')
+    raise ValueError(
+      f'data.tokenizer_path is {path!r}; it must be a sentencepiece .model or a tokenizer.json, or '
+      'the tokenizer folder of a run'
+    )
   if not file.is_file():
     raise FileNotFoundError(f'data.tokenizer_path is {path!r}, which is no file')
   tokenizer = classes[file.suffix](normalization, file.read_bytes())

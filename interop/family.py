@@ -1,0 +1,40 @@
+"""What a family of Hugging Face models consists of."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+from interop.fields import Fields
+from interop.rules import Rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """A family, both ways.
+
+  Attributes:
+    name: `model_type` of its config.json.
+    architectures: classes of transformers that its config.json may name; the first is written.
+    fields: what its config.json means.
+    rules: where its tensors are.
+    prefix: what the names of the bare model, without a head, lack.
+    duplicates: tensors that, where no rule has them, must be equal to another one: of tied weights. {name: other}.
+    buffers: pattern of tensors that are no parameters and follow from the config.
+  """
+
+  name: str
+  architectures: tuple[str, ...]
+  fields: Fields
+  rules: tuple[Rule, ...]
+  prefix: str = ''
+  duplicates: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  buffers: str = ''
+
+  def recognises(self, config: Mapping) -> bool:
+    """Whether a config.json is of this family."""
+    named = config.get('architectures') or ()
+    return config.get('model_type') == self.name and (not named or bool(set(named) & set(self.architectures)))
+
+  def is_buffer(self, tensor: str) -> bool:
+    """Whether a tensor follows from the config."""
+    return bool(self.buffers) and re.fullmatch(self.buffers, tensor) is not None

@@ -1,0 +1,165 @@
+"""Writes families/*.npz: tiny random models of Hugging Face transformers, their logits and gradients in float32.
+
+Run with an interpreter that has torch and transformers: `python tests/golden/make_families.py [NAME ...]`.
+
+Every parameter is random and large, norms and biases too: at their initial values masks, positions and scales would
+hardly show. Weights are representable in bfloat16 and gradients rounded to 17 bits, so that the files stay small. Rows
+are padded on the left, on the right, and not at all.
+"""
+
+import json
+import pathlib
+import sys
+import tempfile
+
+import numpy as np
+import safetensors.torch
+import torch
+import transformers
+
+FOLDER = pathlib.Path(__file__).with_name('families')
+LENGTH = 13
+PADDING = ((0, 0), (3, 0), (0, 4))  # tokens on the left and on the right, by row
+OURS = {'vocab_size': 40, 'bos_token_id': None, 'eos_token_id': 3, 'pad_token_id': None}
+LLAMA = OURS | {
+  'hidden_size': 16,
+  'intermediate_size': 20,
+  'num_hidden_layers': 3,
+  'num_attention_heads': 4,
+  'num_key_value_heads': 2,
+  'max_position_embeddings': 8,
+}
+GPT2 = OURS | {'n_positions': 16, 'n_embd': 16, 'n_layer': 2, 'n_head': 4}
+NEOX = OURS | {
+  'hidden_size': 16,
+  'intermediate_size': 20,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 2,
+  'max_position_embeddings': 16,
+  'rope_parameters': {'rope_type': 'default', 'rope_theta': 100.0, 'partial_rotary_factor': 0.5},
+}
+GEMMA_ROPE = {
+  'full_attention': {'rope_type': 'linear', 'rope_theta': 500.0, 'factor': 4.0},
+  'sliding_attention': {'rope_type': 'default', 'rope_theta': 50.0},
+}
+NO_DROPOUT = {'resid_pdrop': 0.0, 'embd_pdrop': 0.0, 'attn_pdrop': 0.0}
+
+
+def rope(kind, **entries):
+  return {'rope_parameters': {'rope_type': kind, 'rope_theta': 100.0, 'factor': 4.0, **entries}}
+
+
+# Name of the golden file: class of the model, and its config.
+MODELS = {
+  'gpt2': ('GPT2LMHeadModel', GPT2 | NO_DROPOUT | {'n_inner': 24}),
+  'gpt2_untied': (
+    'GPT2LMHeadModel',
+    GPT2 | NO_DROPOUT | {'tie_word_embeddings': False, 'activation_function': 'relu', 'layer_norm_epsilon': 0.1},
+  ),
+  'llama': ('LlamaForCausalLM', LLAMA | {'rope_parameters': {'rope_type': 'default', 'rope_theta': 500.0}}),
+  'llama_tied': (
+    'LlamaForCausalLM',
+    LLAMA
+    | {'attention_bias': True, 'tie_word_embeddings': True, 'num_key_value_heads': 4, 'head_dim': 6}
+    | {'rms_norm_eps': 0.1},
+  ),
+  'llama_biases': ('LlamaForCausalLM', LLAMA | {'attention_bias': True, 'mlp_bias': True, 'num_key_value_heads': 1}),
+  'llama_linear': ('LlamaForCausalLM', LLAMA | rope('linear')),
+  'llama_dynamic': ('LlamaForCausalLM', LLAMA | rope('dynamic')),
+  'llama_yarn': (
+    'LlamaForCausalLM',
+    LLAMA | rope('yarn', original_max_position_embeddings=6, beta_fast=4.0) | {'head_dim': 8},
+  ),
+  'llama_llama3': (
+    'LlamaForCausalLM',
+    LLAMA
+    | rope('llama3', original_max_position_embeddings=24, low_freq_factor=1.0, high_freq_factor=4.0)
+    | {'head_dim': 8},
+  ),
+  'mistral': ('MistralForCausalLM', LLAMA | {'sliding_window': 4}),
+  'qwen3': (
+    'Qwen3ForCausalLM',
+    LLAMA
+    | {'head_dim': 6, 'use_sliding_window': True, 'sliding_window': 3, 'max_window_layers': 1, 'attention_bias': True},
+  ),
+  'gpt_neox': ('GPTNeoXForCausalLM', NEOX),
+  'gpt_neox_sequential': (
+    'GPTNeoXForCausalLM',
+    NEOX | {'use_parallel_residual': False, 'attention_bias': False, 'tie_word_embeddings': True},
+  ),
+  'bloom': ('BloomForCausalLM', OURS | {'hidden_size': 18, 'n_layer': 2, 'n_head': 6}),
+  'mpt': (
+    'MptForCausalLM',
+    OURS | {'d_model': 18, 'n_layers': 2, 'n_heads': 6, 'max_seq_len': 16, 'attn_config': {'softmax_scale': 0.7}},
+  ),
+  'gemma3': (
+    'Gemma3ForCausalLM',
+    LLAMA
+    | {'head_dim': 8, 'sliding_window': 3, 'query_pre_attn_scalar': 5, 'final_logit_softcapping': 4.0}
+    | {'layer_types': ['sliding_attention', 'full_attention', 'sliding_attention']}
+    | {'rope_parameters': GEMMA_ROPE, 'tie_word_embeddings': True},
+  ),
+}
+POSITIONLESS = ('BloomForCausalLM', 'MptForCausalLM')  # their code derives places from the mask
+
+
+def make(name):
+  """Writes one golden file."""
+  architecture, options = MODELS[name]
+  torch.manual_seed(sum(map(ord, name)))
+  model_class = getattr(transformers, architecture)
+  config = model_class.config_class(**options)
+  model = model_class._from_config(config, attn_implementation='eager').float().eval()
+  for parameter in model.parameters():
+    torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.4 if parameter.dim() == 1 else 0.3)
+    parameter.data = parameter.data.bfloat16().float()
+  mask = np.ones((len(PADDING), LENGTH), np.int64)
+  for row, (left, right) in zip(mask, PADDING):
+    row[:left], row[LENGTH - right :] = 0, 0
+  tokens = np.random.default_rng(0).integers(options['vocab_size'], size=mask.shape)
+  inputs = {'input_ids': torch.from_numpy(tokens), 'attention_mask': torch.from_numpy(mask)}
+  # Dynamic scaling goes by the longest row of a batch: here all reach the same position.
+  dynamic = options.get('rope_parameters', {}).get('rope_type') == 'dynamic'
+  positions = np.cumsum(np.ones_like(mask) if dynamic else mask, axis=1) - 1
+  positions = np.maximum(positions, 0)
+  if architecture not in POSITIONLESS:
+    inputs['position_ids'] = torch.from_numpy(positions)
+  logits = model(**inputs, use_cache=False).logits
+  labels = torch.from_numpy(np.where(mask[:, 1:] * mask[:, :-1], tokens[:, 1:], -100))
+  loss = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), labels.reshape(-1))
+  loss.backward()
+  golden = {'tokens': tokens, 'mask': mask, 'positions': positions, 'loss': loss.item()}
+  golden['logits'] = logits.detach().numpy() * mask[:, :, None]
+  gradients = {key: parameter.grad for key, parameter in model.named_parameters(remove_duplicate=False)}
+  weights, described = saved(model, None)
+  golden['config'] = json.dumps(described)
+  golden |= {f'weights/{key}': value for key, value in weights.items()}
+  golden |= {f'gradients/{key}': rounded(value) for key, value in saved(model, gradients)[0].items()}
+  np.savez_compressed(FOLDER / f'{name}.npz', **golden)
+  size = (FOLDER / f'{name}.npz').stat().st_size
+  print(f'{name}: {size / 1e3:.0f} kB, loss {loss.item():.2f}, logits up to {logits.abs().max().item():.1f}')
+
+
+def saved(model, state):
+  """What `save_pretrained` writes: tensors and config.json."""
+  with tempfile.TemporaryDirectory() as folder:
+    model.save_pretrained(folder, state_dict=state)
+    tensors = safetensors.torch.load_file(f'{folder}/model.safetensors')
+    config = json.loads(pathlib.Path(folder, 'config.json').read_text())
+  return {key: value.numpy() for key, value in tensors.items()}, config
+
+
+def rounded(array):
+  """The array with 16 fraction bits, whose last byte is always 0."""
+  bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+  return ((bits + 0x40) & np.uint32(0xFFFFFF80)).view(np.float32)
+
+
+def main():
+  FOLDER.mkdir(exist_ok=True)
+  for name in sys.argv[1:] or MODELS:
+    make(name)
+
+
+if __name__ == '__main__':
+  main()

@@ -18,8 +18,8 @@ def check(data_config) -> None:
   dropout, replacement = augmentation_config.token_dropout, augmentation_config.token_replacement
   if dropout + replacement > 1:
     raise ValueError(
-      f'data.augmentation.token_dropout={dropout} and data.augmentation.token_replacement={replacement} are more than 1 '
-      'together; lower one'
+      f'data.augmentation.token_dropout={dropout} and data.augmentation.token_replacement={replacement} are more than '
+      '1 together; lower one'
     )
   if augmentation_config.random_crop and (data_config.packing != 'documents' or data_config.corpus == 'pairs'):
     raise ValueError(
@@ -50,8 +50,8 @@ def augmented(examples: Callable, augmentation_config, special) -> Callable:
     return examples
   if dropout and special.mask_id is None:
     raise ValueError(
-      f'data.augmentation.token_dropout={dropout} needs a mask token, [MASK] or <mask>, which the tokenizer lacks; give '
-      'a file that has it, or train one: --config.data.tokenizer=sentencepiece-bpe'
+      f'data.augmentation.token_dropout={dropout} needs a mask token, [MASK] or <mask>, which the tokenizer lacks; '
+      'give a file that has it, or train one: --config.data.tokenizer=sentencepiece-bpe'
     )
 
   def noisy(tokens_L, rng):

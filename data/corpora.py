@@ -13,7 +13,12 @@ from collections.abc import Callable, Iterator
 from data import cache, documents, standard_library
 from data.documents import Counts, Document
 
-_SUFFIXES = {'text': '', 'jsonl': '.jsonl', 'parquet': '.parquet', 'pairs': ''}  # of the files that a directory stands for
+_SUFFIXES = {
+  'text': '',
+  'jsonl': '.jsonl',
+  'parquet': '.parquet',
+  'pairs': '',
+}  # of the files that a directory stands for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +73,8 @@ def _find(data_config, name: str, path: str, weight: float = 1.0) -> Corpus:
     raise ValueError(f'corpus {name} takes no path, but data.path is {path!r}; your own text is data.corpus=text')
   if not name.startswith('python-') and not path:
     raise ValueError(f'corpus {name} needs data.path: --config.data.path=FILE')
+  if name == 'pairs' and data_config.packing != 'documents':
+    raise ValueError('corpus pairs is packed in whole pairs: set data.packing=documents')
   if name in ('parquet', 'huggingface'):
     _import_extra(name)
   if name == 'huggingface' and (path.count('/') > 1 or path[0] in '/.~') and not _directory(path):

@@ -81,9 +81,7 @@ def pack(boundaries: np.ndarray, row_length: int, packing: str, seed: int = 0) -
   return Rows(starts, lengths, np.arange(len(starts) + 1), row_length)
 
 
-def pack_pairs(
-  sources: np.ndarray, targets: np.ndarray, source_length: int, target_length: int, seed: int = 0
-) -> Rows:
+def pack_pairs(sources: np.ndarray, targets: np.ndarray, source_length: int, target_length: int, seed: int = 0) -> Rows:
   """Rows of pairs, packed on both sides: piece i of a row of targets belongs to piece i of its `source`.
 
   A piece is a text with the EOS after it. Pairs of which a side is longer than a row are left out.

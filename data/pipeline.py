@@ -52,9 +52,7 @@ def train_batches(
 class Batches:
   """Iterator over training batches, see `train_batches`."""
 
-  def __init__(
-    self, dataset: Dataset, rows: int, seed: int, examples: Examples = raw, random_crop: bool = False
-  ):
+  def __init__(self, dataset: Dataset, rows: int, seed: int, examples: Examples = raw, random_crop: bool = False):
     import grain  # here, because it imports jax, which processes that only encode text can do without
 
     if rows < 1:

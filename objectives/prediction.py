@@ -64,13 +64,7 @@ class TokenPrediction:
     values = {name: metric.value for name, metric in metrics.items()}
     loss = values.pop('loss')
     coded = {'bits_per_byte': summary.bits_per_byte(loss, bytes_per_target)} if self.codes_text else {}
-    return {
-      'loss': loss,
-      'perplexity': summary.perplexity(loss),
-      'accuracy': values.pop('accuracy'),
-      **coded,
-      **values,
-    }
+    return {'loss': loss, 'perplexity': summary.perplexity(loss), 'accuracy': values.pop('accuracy'), **coded, **values}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from inference import decode
@@ -82,8 +81,8 @@ def _fills(run, special, ids_L, top_k) -> list[list[Fill]]:
   places_M = np.flatnonzero(ids_L == special.mask_id)
   positions_1xL = np.arange(length, dtype=np.int32)[None]
   stream = Stream(tokens_1xL, positions_1xL, (positions_1xL < len(ids_L)).astype(np.int32))
-  logits_LxV = np.asarray(_logits(run.model, run.params, stream), np.float64)[0]
-  logits_MxV = logits_LxV[places_M][:, special.ordinary_ids]
+  hidden_1xMxD = _hidden(run.model, run.params, stream)[:, places_M]
+  logits_MxV = np.asarray(run.model.logits(run.params, hidden_1xMxD), np.float64)[0][:, special.ordinary_ids]
   probabilities_MxV = np.exp(logits_MxV - logits_MxV.max(axis=1, keepdims=True))
   probabilities_MxV /= probabilities_MxV.sum(axis=1, keepdims=True)
   best_MxK = np.argsort(-probabilities_MxV, axis=1, kind='stable')[:, :top_k]
@@ -97,6 +96,5 @@ def _fills(run, special, ids_L, top_k) -> list[list[Fill]]:
 
 
 @functools.partial(jax.jit, static_argnames='model')
-def _logits(model, params, stream):
-  hidden_BxLxD, _ = model.hidden(params, stream, None, Visibility.BIDIRECTIONAL)
-  return model.logits(params, hidden_BxLxD).astype(jnp.float32)
+def _hidden(model, params, stream):
+  return model.hidden(params, stream, None, Visibility.BIDIRECTIONAL)[0]

@@ -58,9 +58,9 @@ class Noise:
 class SpanCorruption(SourceToTarget):
   """Spans of each segment are replaced by sentinels; the target has each sentinel with the span it stands for.
 
-  A row's tokens, special ones not counted, are taken out at T5's rate and in T5's number of spans, which lie within the
-  segments. The token that a segment begins with (the mark before a document, or the last token of the piece before) is
-  no part of source or target, the mark that ends a document stays in the source, and a target ends with one.
+  A row's tokens are taken out at T5's rate and in T5's number of spans, which lie within the segments. Not counted are
+  the token that a segment begins with (the mark before a document, or the last token of the piece before), which is no
+  part of source or target, and the mark that ends a document, which stays in the source. A target ends with one.
 
   Attributes:
     noise: how much, and in how many spans.
@@ -121,7 +121,7 @@ class Text:
   Attributes:
     tokens_R: int32.
     segments: int [K, 2], where each begins and ends; its first token is no part of the text.
-    stretches: int [P, 2], the same of runs of ordinary tokens.
+    stretches: int [K, 2], the same without that token and without the mark that ends a document.
   """
 
   tokens_R: np.ndarray
@@ -131,13 +131,14 @@ class Text:
   @classmethod
   def of(cls, row, special):
     segments = rows_lib.runs(row['segment_ids'])
-    ids_R = np.where(special.ordinary[row['tokens']], row['segment_ids'], 0)
-    ids_R[segments[:, 0]] = 0
-    return cls(row['tokens'], segments, rows_lib.runs(ids_R))
+    begins, ends = segments[:, 0] + 1, segments[:, 1]
+    ends = np.maximum(ends - (row['tokens'][ends - 1] == special.eos_id), begins)
+    return cls(row['tokens'], segments, np.stack([begins, ends], axis=1))
 
   @property
-  def num_ordinary(self) -> int:
-    return int((self.stretches[:, 1] - self.stretches[:, 0]).sum())
+  def lengths(self) -> np.ndarray:
+    """int [K], tokens of the stretches."""
+    return self.stretches[:, 1] - self.stretches[:, 0]
 
   def segments_of(self, spans: np.ndarray) -> np.ndarray:
     """The index of the segment of each of int [S, 2] spans."""
@@ -149,7 +150,7 @@ def random_spans(text: Text, noise: Noise, room: Room, special, rng) -> np.ndarr
 
   Where a row holds so many short segments that random spans of them do not fit, the fewest spans do it.
   """
-  wanted, count = noise.counts(text.num_ordinary)
+  wanted, count = noise.counts(int(text.lengths.sum()))
   found = spans_lib.place(rng, text.stretches, spans_lib.sizes(rng, wanted, count) if wanted else [])
   return found if _fits(text, found, room, special) else spans_lib.fewest(text.stretches, wanted)
 

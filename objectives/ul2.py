@@ -104,15 +104,10 @@ class UL2(SourceToTarget):
 
 def _suffixes(text: Text, mask_rate: float, room: Room) -> np.ndarray:
   """Spans int [S, 2] at the end of segments, the longest segments first as long as there is room for their targets."""
-  owners, used, found = text.segments_of(text.stretches), 0, []
-  lengths = text.stretches[:, 1] - text.stretches[:, 0]
-  totals = np.bincount(owners, lengths, minlength=len(text.segments))
-  for segment in np.argsort(-totals, kind='stable'):
-    own = np.flatnonzero(owners == segment)
-    if len(own):
-      size = min(max(round(mask_rate * totals[segment]), 1), lengths[own[-1]])
-      if used + size + 2 <= room.target_length:
-        used += size + 2  # its sentinel and its end
-        stop = text.stretches[own[-1], 1]
-        found.append((stop - size, stop))
+  used, found = 0, []
+  for i in np.argsort(-text.lengths, kind='stable'):
+    size = min(max(round(mask_rate * text.lengths[i]), 1), text.lengths[i])
+    if size and used + size + 2 <= room.target_length:
+      used += size + 2  # its sentinel and its end
+      found.append((text.stretches[i, 1] - size, text.stretches[i, 1]))
   return np.array(sorted(found), np.int64).reshape(-1, 2)

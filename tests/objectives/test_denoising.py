@@ -28,9 +28,8 @@ NONE = {
 
 
 def examples(rows, seeds, **noise):
-  return objectives.create(
-    objective_config('denoising', denoising=NONE | {'infilling_mean': 3.0} | noise), SPECIAL
-  ).examples(rows, seeds)
+  config = objective_config('denoising', denoising=NONE | {'infilling_mean': 3.0} | noise)
+  return objectives.create(config, SPECIAL).examples(rows, seeds)
 
 
 def shares(noise):

@@ -54,12 +54,11 @@ def test_each_target_sees_the_context_and_the_targets_before_it(documents):
     assert SPECIAL.ordinary[labels[labels >= 0]].all()
     for segment in np.unique(segments[places]):
       own = segments == segment
-      context, seen_before = set(np.flatnonzero(own & (order == 0))), None
+      expected = set(np.flatnonzero(own & (order == 0)))
       for place in sorted(places[own[places]], key=lambda place: order[place]):
         seen = set(np.flatnonzero(own & (order < order[place])))
-        assert place not in seen and context <= seen
-        assert seen == (context if seen_before is None else seen_before | {last})
-        seen_before, last = seen, place
+        assert place not in seen and seen == expected
+        expected = seen | {place}
 
 
 def test_a_sixth_is_predicted_in_spans_of_one_to_five():

@@ -42,13 +42,14 @@ def read_split(run, path: str | None, console):
     ValueError: the run's corpus is not what it was when its tokenizer was trained, or the run held nothing out.
   """
   import data
-  import objectives
+  from training.run import read_data
 
   config = run.config
+  if path and config.data.corpus == 'pairs':
+    return data.pair_split(path, run.tokenizer, config.data)
   if path:
     return data.text_split([path], run.tokenizer, config.data.document)
-  row_length = objectives.create(config.objective).row_length(config.data.sequence_length)
-  dataset = data.prepare(config.data, row_length, config.seed, console.task)
+  dataset = read_data(config, console)
   if dataset.tokenizer.fingerprint != run.tokenizer.fingerprint:
     raise ValueError(
       f'the corpus of {run.workdir} is not what it was when the run was trained, so its validation '
@@ -71,7 +72,9 @@ def score(run, split) -> dict[str, float | int]:
   loss = precision.apply(run.config.precision, objective.loss(run.model))
   eval_step = jax.jit(lambda params, batch: loss(params, batch, None)[1])
   summarize = functools.partial(objective.summarize, bytes_per_target=split.bytes_per_target)
-  result = evaluation.evaluate(eval_step, run.params, evaluation.batches(run.config, split), summarize)
+  result = evaluation.evaluate(
+    eval_step, run.params, evaluation.batches(run.config, split, run.tokenizer.special), summarize
+  )
   return result | {'bytes': split.num_bytes, 'documents': split.num_documents}
 
 

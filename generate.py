@@ -2,6 +2,7 @@
 
   python generate.py --workdir=runs/quickstart --prompt='The json module' [--prompt=... --temperature=0.7 --top_p=0.9]
   python generate.py --workdir=runs/quickstart < prompts.txt          # a prompt a line
+  python generate.py --workdir=runs/bert --fill='The [MASK] sat' [--top_k=5]     # of a masked model
 
 A single text appears on a terminal as it is generated; several texts are separated by lines of `---`.
 Exit status: 0 done, 1 an error said in words, 2 bad usage.
@@ -27,6 +28,9 @@ def parse(arguments):
     help="text to continue, '' to begin a document, - to read prompts from standard input, one a "
     'line; may be given several times; default - unless that is a terminal',
   )
+  parser.add_argument(
+    '--fill', action='append', metavar='TEXT', help='text with [MASK] in it: the most probable tokens there, with top_k'
+  )
   sampling = parser.add_argument_group('sampling')
   for name, default, text in (
     ('max_new_tokens', 64, 'tokens a continuation at most'),
@@ -42,7 +46,9 @@ def parse(arguments):
     sampling.add_argument(f'--{name}', type=type(default), default=default, help=f'{text} (default {default})')
   sampling.add_argument('--ignore_eos', action='store_true', help='go on where the model ends the document')
   known = parser.parse_args(arguments)
-  if known.prompt is None and sys.stdin.isatty():
+  if known.fill and known.prompt:
+    parser.error('--fill fills in and --prompt continues: give one of them')
+  if known.prompt is None and not known.fill and sys.stdin.isatty():
     parser.error("no prompt: give --prompt=TEXT, or --prompt='' to begin a document")
   names = {action.dest for action in sampling._group_actions} - {'ignore_eos'}
   options = {name: value for name, value in vars(known).items() if name in names}
@@ -83,13 +89,23 @@ def stream(run, prompt: str, options: dict) -> None:
   print(decoder.finish())
 
 
+def show_fills(run, texts: list[str], top_k: int) -> None:
+  """Prints the most probable tokens of each mask, with their probabilities."""
+  import inference
+
+  for text, masks in zip(texts, inference.fill(run, texts, top_k=top_k or 5), strict=True):
+    print(text)
+    for number, fills in enumerate(masks, 1):
+      print('\n'.join(f'  {number}  {fill.probability:7.2%}  {fill.text}' for fill in fills))
+
+
 def main() -> int:
   known, options = parse(sys.argv[1:])
   sys.stdout.reconfigure(encoding='utf-8')
   from training import checkpoints
 
   try:
-    prompts = read_prompts(known.prompt)
+    prompts = [] if known.fill else read_prompts(known.prompt)
 
     import jax
 
@@ -99,7 +115,9 @@ def main() -> int:
 
     run = training.load_run(known.workdir, known.step)
     jax.config.update('jax_compilation_cache_dir', str(cache.cache_dir(run.config.data) / 'compiled'))
-    if len(prompts) == 1 and sys.stdout.isatty() and options['num_beams'] == 1:
+    if known.fill:
+      show_fills(run, known.fill, options['top_k'])
+    elif len(prompts) == 1 and sys.stdout.isatty() and options['num_beams'] == 1:
       stream(run, prompts[0], options)
     else:
       texts = [generation.prompt + generation.text for generation in inference.generate(run, prompts, **options)]

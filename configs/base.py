@@ -20,6 +20,18 @@ MOVED = {
 AS_BEFORE = {}
 
 _CORPORA = ('python-docs', 'python-sources', 'text', 'jsonl', 'parquet', 'huggingface')
+_UL2 = tuple(
+  {'mode': mode, 'mask_rate': rate, 'mean_span': span, 'weight': 1.0}
+  for mode, rate, span in (
+    ('R', 0.15, 3.0),
+    ('R', 0.15, 8.0),
+    ('S', 0.25, 0.0),
+    ('X', 0.5, 3.0),
+    ('X', 0.5, 8.0),
+    ('X', 0.15, 64.0),
+    ('X', 0.5, 64.0),
+  )
+)
 
 
 def get_config(variant: str = '') -> Group:
@@ -170,12 +182,14 @@ def _moe():
 
 def _data():
   data = _group('data')
-  data.corpus = choice(*_CORPORA, 'mixture')  # where the text comes from
-  data.path = text('')  # text, jsonl, parquet: file, directory or glob; huggingface: data set name or directory
+  data.corpus = choice(*_CORPORA, 'pairs', 'mixture')  # where the text comes from; pairs: sources with targets
+  data.path = text('')  # text, jsonl, parquet, pairs: file, directory or glob; huggingface: data set or directory
   data.mixture = tuple_of(
     record({'corpus': 'text', 'weight': 0.5}, corpus=choice(*_CORPORA), path=text(''), weight=number(1.0, above=0))
   )  # mixture: weights are shares of tokens
   data.text_field = text('text')  # jsonl, parquet, huggingface: the field that holds the text
+  data.source_field = text('source')  # pairs: field of .jsonl; column of .tsv by its header, or without one from 0 on
+  data.target_field = text('target')  # pairs: the same, of what is predicted
   data.document = choice('file', 'blank-line')  # text: a file is a document, or a block between blank lines is
   data.validation_fraction = number(0.05, at_least=0, below=1)  # share of documents held out, by a hash of the content
   # All but bytes and file are trained on the corpus.
@@ -185,20 +199,62 @@ def _data():
   data.tokenizer_path = text('')  # tokenizer = file: a .model, a tokenizer.json or a run's tokenizer/
   data.vocab_size = count(4096, at_least=1)  # of a trained tokenizer, special tokens included; words: the most frequent
   data.normalization = choice('none', 'nfc', 'nfkc', 'nfkc-lowercase')  # applied to text before tokenizing
-  data.sequence_length = count(256, at_least=1)  # tokens a row that the model sees
+  data.sequence_length = count(256, at_least=1)  # tokens a row that the model sees; of an encoder-decoder, as source
+  data.target_length = count(0)  # pairs: tokens a row of the targets; 0 = data.sequence_length
   data.batch_tokens = count(4096, at_least=1)  # global tokens a step, all devices and accumulation steps together
   data.packing = choice('documents', 'none')  # packed whole, no attention across; or contiguous chunks
   data.num_workers = count(0)  # processes that encode text; 0 = one a core
   data.cache_dir = text('')  # trained tokenizers and token stores; '' = $XDG_CACHE_HOME/meshlm or ~/.cache/meshlm
+  data.augmentation = _augmentation()
   return data
+
+
+def _augmentation():
+  augmentation = _group('data.augmentation')  # of training rows, anew in every epoch; labels stay what they are
+  augmentation.token_dropout = number(0.0, at_least=0, below=1)  # share of input tokens that become the mask token
+  augmentation.token_replacement = number(0.0, at_least=0, below=1)  # share of input tokens that become a random token
+  augmentation.random_crop = flag(False)  # a piece of a document longer than a row is cut at a random place of it
+  return augmentation
 
 
 def _objective():
   objective = _group('objective')
-  objective.name = choice('causal')  # what is predicted
+  objective.name = choice(
+    'causal', 'masked', 'span_corruption', 'prefix', 'permutation', 'denoising', 'ul2', 'seq2seq'
+  )  # what is predicted
   objective.label_smoothing = number(0.0, at_least=0, below=1)  # probability spread evenly over the vocabulary
   objective.z_loss = number(0.0, at_least=0)  # weight of log(Z)^2 (PaLM: 1e-4)
+  objective.mask_rate = number(0.15, above=0, below=1)  # masked, span_corruption: share of tokens that are predicted
+  objective.random_rate = number(0.1, at_least=0, below=1)  # masked: share of these that become a random token
+  objective.keep_rate = number(0.1, at_least=0, below=1)  # masked: share of these that stay; the others are hidden
+  objective.whole_words = flag(False)  # masked: all tokens of a word or none
+  objective.mean_span = number(3.0, at_least=1)  # span_corruption: tokens a span
+  objective.num_sentinels = count(100, at_least=1)  # span_corruption, ul2: that a trained tokenizer reserves
+  objective.partial_prediction = count(6, at_least=1)  # permutation: one of so many tokens is predicted
+  objective.max_span = count(5, at_least=1)  # permutation: tokens of a span, 1 to this
+  objective.denoising = _denoising()
+  objective.denoisers = tuple_of(  # ul2: the mixture, by default the seven of Tay et al. 2022, table 1
+    record(
+      {'mode': 'R', 'mask_rate': 0.15, 'mean_span': 3.0, 'weight': 1.0},
+      mode=choice('R', 'S', 'X'),
+      mask_rate=number(0.15, above=0, below=1),
+      mean_span=number(3.0, at_least=0),
+      weight=number(1.0, above=0),
+    ),
+    default=_UL2,
+  )  # mode token, share of tokens, tokens a span (0 = one span at the end of each text), how often
   return objective
+
+
+def _denoising():
+  denoising = _group('objective.denoising')
+  denoising.permute_sentences = flag(True)  # the sentences of a text in a random order
+  denoising.deletion_rate = number(0.0, at_least=0, below=1)  # share of tokens left out
+  denoising.masking_rate = number(0.0, at_least=0, below=1)  # share of tokens replaced by a mask each
+  denoising.infilling_rate = number(0.3, at_least=0, below=1)  # share of tokens in spans replaced by one mask each
+  denoising.infilling_mean = number(3.0, above=0)  # tokens of such a span in the mean, a Poisson number
+  denoising.rotation_rate = number(0.0, at_least=0, below=1)  # share of texts that begin at a random token
+  return denoising
 
 
 def _optimizer():

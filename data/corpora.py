@@ -13,7 +13,12 @@ from collections.abc import Callable, Iterator
 from data import cache, documents, standard_library
 from data.documents import Counts, Document
 
-_SUFFIXES = {'text': '', 'jsonl': '.jsonl', 'parquet': '.parquet'}  # of the files that a directory stands for
+_SUFFIXES = {
+  'text': '',
+  'jsonl': '.jsonl',
+  'parquet': '.parquet',
+  'pairs': '',
+}  # of the files that a directory stands for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Corpus:
     files: what `path` stands for, sorted; empty where the corpus is not made of files.
     weight: share of the tokens delivered in training, before normalisation.
     text_field: the field of a record that holds the text.
+    source_field, target_field: those that hold the sides of a pair.
     document: one of the values of `data.document`.
     cache_dir: folder for what is slow to derive.
   """
@@ -35,6 +41,8 @@ class Corpus:
   files: tuple[pathlib.Path, ...] = ()
   weight: float = 1.0
   text_field: str = 'text'
+  source_field: str = 'source'
+  target_field: str = 'target'
   document: str = 'file'
   cache_dir: pathlib.Path = pathlib.Path()
 
@@ -65,12 +73,24 @@ def _find(data_config, name: str, path: str, weight: float = 1.0) -> Corpus:
     raise ValueError(f'corpus {name} takes no path, but data.path is {path!r}; your own text is data.corpus=text')
   if not name.startswith('python-') and not path:
     raise ValueError(f'corpus {name} needs data.path: --config.data.path=FILE')
+  if name == 'pairs' and data_config.packing != 'documents':
+    raise ValueError('corpus pairs is packed in whole pairs: set data.packing=documents')
   if name in ('parquet', 'huggingface'):
     _import_extra(name)
   if name == 'huggingface' and (path.count('/') > 1 or path[0] in '/.~') and not _directory(path):
     raise FileNotFoundError(f'{path} is no directory; give one written by save_to_disk, or the name of a data set')
   files = find_files(path, _SUFFIXES[name]) if name in _SUFFIXES else ()
-  return Corpus(name, path, files, weight, data_config.text_field, data_config.document, cache.cache_dir(data_config))
+  return Corpus(
+    name,
+    path,
+    files,
+    weight,
+    data_config.text_field,
+    data_config.source_field,
+    data_config.target_field,
+    data_config.document,
+    cache.cache_dir(data_config),
+  )
 
 
 def _directory(path: str) -> pathlib.Path | None:
@@ -137,13 +157,49 @@ def _whole_files(corpus, counts):
 
 def _jsonl(corpus, counts, progress):
   for file in corpus.files:
-    if not file.stat().st_size:
-      counts['empty_files'] += 1
-    with open(file, 'rb') as lines:
-      for number, line in enumerate(lines, 1):
-        source = f'{file}:{number}'
-        if line := line.strip():
-          yield Document(_field(_json(line, source), corpus.text_field, source), source)
+    for source, record in _json_records(file, counts):
+      yield Document(_field(record, corpus.text_field, source), source)
+
+
+def _pairs(corpus, counts, progress):
+  for file in corpus.files:
+    fields = (corpus.source_field, corpus.target_field)
+    records = _tsv_records(file, fields, counts) if file.suffix == '.tsv' else _json_records(file, counts)
+    for source, record in records:
+      text, target = (
+        _field(record, field, source, key) for field, key in zip(fields, ('source_field', 'target_field'), strict=True)
+      )
+      yield Document(text, source, target)
+
+
+def _lines(file, counts) -> Iterator[tuple[str, bytes]]:
+  """Where each line that is not empty stands, and what it holds without the end of the line."""
+  if not file.stat().st_size:
+    counts['empty_files'] += 1
+  with open(file, 'rb') as lines:
+    for number, line in enumerate(lines, 1):
+      if line.strip():
+        yield f'{file}:{number}', line.rstrip(b'\r\n')
+
+
+def _json_records(file, counts):
+  for source, line in _lines(file, counts):
+    yield source, _json(line.strip(), source)
+
+
+def _tsv_records(file, fields, counts):
+  """Lines as records by the names of the first line, or by the numbers of the columns where `fields` are numbers."""
+  names = None
+  for source, line in _lines(file, counts):
+    columns = documents.decode(line, source).split('\t')
+    if names is None:
+      numbered = all(field.isdigit() for field in fields)
+      names = [str(i) for i in range(len(columns))] if numbered else columns
+      if not numbered:
+        continue
+    if len(columns) != len(names):
+      raise ValueError(f'{source}: {len(columns)} columns, but the first line has {len(names)}')
+    yield source, dict(zip(names, columns, strict=True))
 
 
 def _json(line: bytes, source: str):
@@ -153,17 +209,17 @@ def _json(line: bytes, source: str):
     raise ValueError(f'{source}: not a JSON object: {error.msg} at column {error.colno}') from None
 
 
-def _field(record, text_field: str, source: str) -> str:
+def _field(record, name: str, source: str, key: str = 'text_field') -> str:
   if not isinstance(record, dict):
     raise ValueError(f'{source}: a JSON object a line is expected, but this is a {type(record).__name__}')
-  if text_field not in record:
+  if name not in record:
     raise ValueError(
-      f'{source}: no field {text_field!r}; there are {", ".join(map(repr, record))}. '
-      f'Name the one with the text: --config.data.text_field=NAME'
+      f'{source}: no field {name!r}; there are {", ".join(map(repr, record))}. '
+      f'Name the one with the text: --config.data.{key}=NAME'
     )
-  if not isinstance(record[text_field], str):
-    raise ValueError(f'{source}: field {text_field!r} is a {type(record[text_field]).__name__}, not a text')
-  return record[text_field]
+  if not isinstance(record[name], str):
+    raise ValueError(f'{source}: field {name!r} is a {type(record[name]).__name__}, not a text')
+  return record[name]
 
 
 def _parquet(corpus, counts, progress):
@@ -217,4 +273,5 @@ _READERS = {
   'jsonl': _jsonl,
   'parquet': _parquet,
   'huggingface': _huggingface,
+  'pairs': _pairs,
 }

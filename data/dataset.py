@@ -5,10 +5,11 @@ import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Self
 
 import numpy as np
 
-from data import cache, corpora, documents, packing, store, tokenizers
+from data import augmentation, cache, corpora, documents, packing, store, tokenizers
 from data.documents import Counts, Document
 
 
@@ -19,10 +20,12 @@ class Split:
   Attributes:
     store: their tokens, without special tokens.
     eos_id: the token around documents.
+    source: of pairs, whose targets these documents are, the sources; else None.
   """
 
   store: store.TokenStore
   eos_id: int
+  source: Self | None = None
 
   @property
   def num_documents(self) -> int:
@@ -59,6 +62,15 @@ class Split:
     tokens[inside] = self.store.tokens[(positions - passed)[inside]]
     return tokens
 
+  def pack(
+    self, row_length: int, kind: str, target_length: int, seed: int = 0, documents: slice | None = None
+  ) -> packing.Rows:
+    """Its rows, or those of some consecutive `documents`; of pairs with sources of `row_length`, see `data.packing`."""
+    if self.source is not None:
+      return packing.pack_pairs(self.source.boundaries, self.boundaries, row_length, target_length or row_length, seed)
+    documents = documents or slice(0, self.num_documents)
+    return packing.pack(self.boundaries[documents.start : documents.stop + 1], row_length, kind, seed)
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -88,7 +100,9 @@ class Dataset:
     return sum(map(len, self.rows))
 
 
-def prepare(data_config, row_length: int, seed: int, progress: Callable | None = None) -> Dataset:
+def prepare(
+  data_config, row_length: int, seed: int, progress: Callable | None = None, reserved: Sequence[str] = ()
+) -> Dataset:
   """Reads, cleans, splits, tokenizes and packs the corpus of a config.
 
   Args:
@@ -96,6 +110,7 @@ def prepare(data_config, row_length: int, seed: int, progress: Callable | None =
     row_length: tokens of a row, see `objectives.row_length`.
     seed: of the packing, at least 0.
     progress: progress(description, total) opens a progress bar and returns advance(n).
+    reserved: names of special tokens that a tokenizer trained here has, see `objectives.reserved`.
 
   Raises:
     ValueError, FileNotFoundError, ImportError: a setting, a file or a package is wrong or missing; what can be told
@@ -106,24 +121,25 @@ def prepare(data_config, row_length: int, seed: int, progress: Callable | None =
   if not 0 <= data_config.validation_fraction < 1:
     raise ValueError(f'data.validation_fraction is {data_config.validation_fraction}; it must be from 0 to below 1')
   packing.check(row_length, data_config.packing)
+  augmentation.check(data_config)
   found = corpora.find(data_config)
   counts = Counts()
   train, validation = _read_splits(found, data_config.validation_fraction, counts, progress)
   every_train = [document for part in train for document in part]
-  tokenizer = tokenizers.train(data_config, every_train)
-  stores = cache.cache_dir(data_config) / 'stores'
-  train_split, validation_split = (
-    Split(store.encode(part, tokenizer, stores, data_config.num_workers, bar), tokenizer.eos_id)
-    for part, bar in (
-      (every_train, _byte_bar(progress, 'Encoding the training documents')),
-      (validation, _byte_bar(progress, 'Encoding the validation documents')),
-    )
-  )
+  names = dict.fromkeys([*augmentation.reserved(data_config.augmentation), *reserved])
+  tokenizer = tokenizers.train(data_config, [*every_train, *_targets(every_train)], tuple(names))
+  train_split = _encoded(every_train, tokenizer, data_config, progress, 'training')
+  validation_split = _encoded(validation, tokenizer, data_config, progress, 'validation')
   ends = np.cumsum([0, *map(len, train)])
   rows = tuple(
-    packing.pack(train_split.boundaries[start : end + 1], row_length, data_config.packing, seed)
+    train_split.pack(row_length, data_config.packing, data_config.target_length, seed, slice(start, end))
     for start, end in zip(ends[:-1], ends[1:], strict=True)
   )
+  if not any(map(len, rows)):
+    raise ValueError(
+      f'no pair of {_name(found[0])} fits into a row; raise data.sequence_length={data_config.sequence_length}'
+      f' or data.target_length={data_config.target_length}'
+    )
   total = sum(corpus.weight for corpus in found)
   weights = tuple(corpus.weight / total for corpus in found)
   decisive = (
@@ -135,6 +151,8 @@ def prepare(data_config, row_length: int, seed: int, progress: Callable | None =
     data_config.packing,
     seed,
   )
+  if train_split.source is not None:
+    decisive += (train_split.source.store.fingerprint, data_config.target_length)
   return Dataset(
     tokenizer,
     train_split,
@@ -144,6 +162,25 @@ def prepare(data_config, row_length: int, seed: int, progress: Callable | None =
     hashlib.sha256(repr(decisive).encode()).hexdigest(),
     _report(counts, train_split, validation_split, rows),
   )
+
+
+def _targets(pairs: Sequence[Document]) -> list[Document]:
+  """The targets of pairs as documents; none of documents that are no pairs."""
+  return [Document(pair.target, pair.source) for pair in pairs if pair.target is not None]
+
+
+def _encoded(read: Sequence[Document], tokenizer, data_config, progress, name: str) -> Split:
+  """Documents, or pairs, as a split."""
+
+  def encode(sides, what):
+    bar = _byte_bar(progress, f'Encoding the {name} {what}')
+    directory = cache.cache_dir(data_config) / 'stores'
+    return store.encode(sides, tokenizer, directory, data_config.num_workers, bar)
+
+  if data_config.corpus != 'pairs':
+    return Split(encode(read, 'documents'), tokenizer.eos_id)
+  source = Split(encode(read, 'sources'), tokenizer.eos_id)
+  return Split(encode(_targets(read), 'targets'), tokenizer.eos_id, source)
 
 
 def _read_splits(found: Sequence[corpora.Corpus], validation_fraction: float, counts: Counts, progress):
@@ -209,6 +246,7 @@ def _report(counts: Counts, train: Split, validation: Split, rows: Iterable[pack
     'train_tokens': train.num_tokens,
     'validation_tokens': validation.num_tokens,
     'bytes_per_token': train.num_bytes / max(1, train.num_tokens),
+    'left_out': train.num_documents - len(joined.lengths) if train.source else 0,  # pairs too long for a row
     'rows': len(joined),
     'slots_used': joined.slots_used,
   }
@@ -226,18 +264,34 @@ def text_split(paths: Iterable[str | pathlib.Path], tokenizer: tokenizers.Tokeni
     FileNotFoundError: a path matches no file.
     ValueError: a file is not UTF-8 text, or all are empty.
   """
-  counts = Counts()
   files = tuple(file for path in paths for file in corpora.find_files(str(path)))
-  read = list(corpora.read(corpora.Corpus('text', files=files, document=document), counts))
+  read = _read_all(corpora.Corpus('text', files=files, document=document))
+  return Split(_in_memory([one.text for one in read], tokenizer), tokenizer.eos_id)
+
+
+def pair_split(path: str, tokenizer: tokenizers.Tokenizer, data_config) -> Split:
+  """The pairs of files as one split; as `text_split`, with the fields of a config."""
+  fields = {'source_field': data_config.source_field, 'target_field': data_config.target_field}
+  read = _read_all(corpora.Corpus('pairs', files=corpora.find_files(path), **fields))
+  source, target = (
+    _in_memory(texts, tokenizer) for texts in ([one.text for one in read], [one.target for one in read])
+  )
+  return Split(target, tokenizer.eos_id, Split(source, tokenizer.eos_id))
+
+
+def _read_all(corpus: corpora.Corpus) -> list[Document]:
+  counts = Counts()
+  read = list(corpora.read(corpus, counts))
   if not read:
-    raise ValueError(f'no text in {", ".join(map(str, files))}: {_skipped(counts)}')
-  encoded = [tokenizer.encode(one.text) for one in read]
-  return Split(
-    store.TokenStore(
-      tokens=np.concatenate(encoded),
-      offsets=np.cumsum([0, *map(len, encoded)]),
-      num_bytes=np.array([len(one.text.encode()) for one in read]),
-      fingerprint='',
-    ),
-    tokenizer.eos_id,
+    raise ValueError(f'no text in {", ".join(map(str, corpus.files))}: {_skipped(counts)}')
+  return read
+
+
+def _in_memory(texts: Sequence[str], tokenizer: tokenizers.Tokenizer) -> store.TokenStore:
+  encoded = [tokenizer.encode(text) for text in texts]
+  return store.TokenStore(
+    tokens=np.concatenate(encoded),
+    offsets=np.cumsum([0, *map(len, encoded)]),
+    num_bytes=np.array([len(text.encode()) for text in texts]),
+    fingerprint='',
   )

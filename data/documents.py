@@ -18,15 +18,17 @@ _BYTE_ORDER_MARK = '\ufeff'
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-  """A text and where it came from (`file` or `file:line`)."""
+  """A text and where it came from (`file` or `file:line`); of a pair the source and its target."""
 
   text: str
   source: str
+  target: str | None = None
 
   @functools.cached_property
   def digest(self) -> bytes:
     """128 bits that name the content: equal texts have equal digests."""
-    return hashlib.blake2b(self.text.encode(), digest_size=16).digest()
+    content = self.text if self.target is None else f'{self.text}\0{self.target}'
+    return hashlib.blake2b(content.encode(), digest_size=16).digest()
 
   @functools.cached_property
   def fraction(self) -> float:
@@ -56,28 +58,35 @@ def decode(content: bytes, source: str) -> str:
 
 
 def clean(documents: Iterable[Document], counts: Counts) -> Iterator[Document]:
-  """Turns CRLF into LF and drops documents without any visible character; counts both.
+  """Turns CRLF into LF and drops documents without any visible character, pairs with such a side; counts both.
 
   Raises:
     ValueError: a text holds a NUL character or a lone surrogate, which no UTF-8 file can; names the source.
   """
   for document in documents:
-    text = document.text
-    if '\0' in text:
-      raise ValueError(f'{document.source}: a NUL character in the text; remove it')
-    try:
-      text.encode()
-    except UnicodeEncodeError as error:
-      raise ValueError(
-        f'{document.source}: {text[error.start]!r} at character {error.start} is half a surrogate pair, not a character'
-      ) from None
-    if crlf := text.count('\r\n'):
-      counts['crlf_lines'] += crlf
-      document = Document(text.replace('\r\n', '\n'), document.source)
-    if not text or text.isspace():
+    text = _clean_text(document.text, document.source, counts)
+    target = None if document.target is None else _clean_text(document.target, document.source, counts)
+    if text != document.text or target != document.target:
+      document = Document(text, document.source, target)
+    if any(side is not None and (not side or side.isspace()) for side in (text, target)):
       counts['empty_documents'] += 1
     else:
       yield document
+
+
+def _clean_text(text: str, source: str, counts: Counts) -> str:
+  if '\0' in text:
+    raise ValueError(f'{source}: a NUL character in the text; remove it')
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f'{source}: {text[error.start]!r} at character {error.start} is half a surrogate pair, not a character'
+    ) from None
+  if crlf := text.count('\r\n'):
+    counts['crlf_lines'] += crlf
+    text = text.replace('\r\n', '\n')
+  return text
 
 
 def unique(documents: Iterable[Document], seen: set[bytes], counts: Counts) -> Iterator[Document]:

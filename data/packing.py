@@ -26,24 +26,28 @@ class Rows:
     lengths: int64 [pieces], its tokens.
     offsets: int64 [rows + 1]; row i holds pieces offsets[i] to offsets[i + 1].
     row_length: tokens a row has place for.
+    source: where the sources lie whose targets these rows are, piece by piece; None where the rows are no pairs.
   """
 
   starts: np.ndarray
   lengths: np.ndarray
   offsets: np.ndarray
   row_length: int
+  source: Self | None = None
 
   def __len__(self) -> int:
     return len(self.offsets) - 1
 
   @property
   def num_targets(self) -> int:
-    return int(self.lengths.sum()) - len(self.lengths)
+    return int(self.lengths.sum()) - (len(self.lengths) if self.source is None else 0)
 
   @property
   def slots_used(self) -> float:
-    """Share of the slots of all rows that hold a token."""
-    return float(self.lengths.sum()) / max(1, len(self) * self.row_length)
+    """Share of the slots of all rows, of sources too, that hold a token."""
+    sides = [self] if self.source is None else [self, self.source]
+    slots = sum(len(side) * side.row_length for side in sides)
+    return float(sum(side.lengths.sum() for side in sides)) / max(1, slots)
 
   @classmethod
   def concatenate(cls, parts: Sequence[Self]) -> Self:
@@ -54,6 +58,7 @@ class Rows:
       np.concatenate([part.lengths for part in parts]),
       np.concatenate([[0], *offsets]).astype(np.int64),
       parts[0].row_length,
+      None if parts[0].source is None else cls.concatenate([part.source for part in parts]),
     )
 
 
@@ -74,6 +79,30 @@ def pack(boundaries: np.ndarray, row_length: int, packing: str, seed: int = 0) -
     return _packed_documents(boundaries, row_length, np.random.default_rng(seed))
   starts, lengths = _cut(boundaries[:1], boundaries[-1:] - boundaries[:1], row_length)
   return Rows(starts, lengths, np.arange(len(starts) + 1), row_length)
+
+
+def pack_pairs(sources: np.ndarray, targets: np.ndarray, source_length: int, target_length: int, seed: int = 0) -> Rows:
+  """Rows of pairs, packed on both sides: piece i of a row of targets belongs to piece i of its `source`.
+
+  A piece is a text with the EOS after it. Pairs of which a side is longer than a row are left out.
+
+  Args:
+    sources, targets: int64 [pairs + 1], positions of the EOS around the texts in the stream of each side.
+    source_length, target_length: tokens a row has place for.
+    seed: which pairs of equal length share a row.
+  """
+  lengths = np.stack([np.diff(sources), np.diff(targets)])
+  limits = np.array([[source_length], [target_length]])
+  fitting = np.flatnonzero((lengths <= limits).all(axis=0))
+  # Packed by the side that takes the greater share of its row, so that both fit.
+  capacity = int(limits.max())
+  sizes = (-(-lengths[:, fitting] * capacity // limits)).max(axis=0)
+  bins = best_fit(sizes, capacity, np.random.default_rng(seed))
+  order = np.argsort(bins, kind='stable')
+  offsets = np.concatenate([[0], np.cumsum(np.bincount(bins))]).astype(np.int64)
+  pairs = fitting[order]
+  source = Rows(sources[pairs] + 1, lengths[0, pairs], offsets, source_length)
+  return Rows(targets[pairs] + 1, lengths[1, pairs], offsets, target_length, source)
 
 
 def check(row_length: int, packing: str) -> None:

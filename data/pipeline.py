@@ -11,8 +11,9 @@ from typing import Self
 
 import numpy as np
 
+from data import augmentation
 from data.dataset import Dataset, Split
-from data.packing import Batch, Rows, build, pack
+from data.packing import Batch, Rows, build
 
 _PREFETCHED = 4  # batches
 
@@ -27,19 +28,31 @@ def raw(rows: Batch, seeds: np.ndarray) -> Batch:
   return rows
 
 
-def train_batches(dataset: Dataset, rows: int, seed: int, examples: Examples = raw) -> 'Batches':
+def build_rows(split: Split, rows: Rows, ids: np.ndarray) -> Batch:
+  """The raw rows `ids` of a split, see `packing.build`; those of pairs have their sources beside them, `source_...`."""
+  batch = build(rows, ids, split.stream)
+  if rows.source is None:
+    return batch
+  source = build(rows.source, ids, split.source.stream)
+  return batch | {f'source_{name}': values for name, values in source.items()}
+
+
+def train_batches(
+  dataset: Dataset, rows: int, seed: int, examples: Examples = raw, random_crop: bool = False
+) -> 'Batches':
   """An endless iterator over batches of `rows` rows, in an order that follows from `seed`.
 
   `examples` makes the batch of raw rows, in the iterator's own thread. The numbers it gets for each row do not depend
-  on how many rows a batch has.
+  on how many rows a batch has. `random_crop` takes pieces of long documents from random places, see
+  `augmentation.crop`.
   """
-  return Batches(dataset, rows, seed, examples)
+  return Batches(dataset, rows, seed, examples, random_crop)
 
 
 class Batches:
   """Iterator over training batches, see `train_batches`."""
 
-  def __init__(self, dataset: Dataset, rows: int, seed: int, examples: Examples = raw):
+  def __init__(self, dataset: Dataset, rows: int, seed: int, examples: Examples = raw, random_crop: bool = False):
     import grain  # here, because it imports jax, which processes that only encode text can do without
 
     if rows < 1:
@@ -50,7 +63,10 @@ class Batches:
     def build_batch(item):
       ids, epochs = item
       seeds = np.stack([np.full_like(ids, seed), epochs, ids], axis=1)
-      return examples(build(joined, ids, dataset.train.stream), seeds)
+      if not random_crop:
+        return examples(build_rows(dataset.train, joined, ids), seeds)
+      cropped = augmentation.crop(joined, ids, seeds, dataset.train.boundaries)
+      return examples(build_rows(dataset.train, cropped, np.arange(len(ids))), seeds)
 
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCHED)
     self._iterator = iter(grain.MapDataset.source(order).map(build_batch).to_iter_dataset(options))
@@ -156,7 +172,13 @@ def interleave(frequencies: np.ndarray, start: int, stop: int) -> tuple[np.ndarr
 
 
 def eval_batches(
-  split: Split, row_length: int, rows: int, packing: str, max_batches: int = 0, examples: Examples = raw
+  split: Split,
+  row_length: int,
+  rows: int,
+  packing: str,
+  max_batches: int = 0,
+  examples: Examples = raw,
+  target_length: int = 0,
 ) -> Iterator[Batch]:
   """Batches over the whole of `split`, each target once, always the same; the last one is padded with segment 0.
 
@@ -167,10 +189,11 @@ def eval_batches(
     packing: documents | none.
     max_batches: stop after so many; 0 = the whole split. The rows are shuffled, so the first batches are a fair sample.
     examples: makes the batch of raw rows; it always gets the seed and the epoch 0.
+    target_length: of pairs, tokens of a row of targets; 0 = `row_length`, which is that of the sources.
   """
-  packed = pack(split.boundaries, row_length, packing)
+  packed = split.pack(row_length, packing, target_length)
   order = np.random.default_rng(0).permutation(len(packed))
   order = np.concatenate([order, np.full(-len(order) % rows, -1)]).reshape(-1, rows)
   for ids in order[: max_batches or None]:
     nothing = np.zeros_like(ids)
-    yield examples(build(packed, ids, split.stream), np.stack([nothing, nothing, np.maximum(ids, 0)], axis=1))
+    yield examples(build_rows(split, packed, ids), np.stack([nothing, nothing, np.maximum(ids, 0)], axis=1))

@@ -9,8 +9,9 @@ from training.program import Program
 def of_data(dataset: data.Dataset) -> str:
   """What was read, in two lines."""
   report = dataset.report
+  left_out = f', {report["left_out"]:,} pairs too long for a row left out' if report['left_out'] else ''
   return (
-    f'data: {report["documents"]:,} documents ({report["duplicates"]:,} duplicates dropped), '
+    f'data: {report["documents"]:,} documents ({report["duplicates"]:,} duplicates dropped{left_out}), '
     f'{report["train_bytes"] / 1e6:.2f} MB to train on, {report["validation_bytes"] / 1e6:.2f} MB held out\n'
     f'      {report["train_tokens"]:,} tokens of {report["bytes_per_token"]:.2f} bytes, vocabulary '
     f'{dataset.tokenizer.vocab_size:,}, {report["slots_used"]:.1%} of the slots used'

@@ -9,9 +9,16 @@ import objectives
 from model import metrics as metrics_lib
 
 
-def batches(config, split: data.Split, max_batches: int = 0) -> Iterator[data.Batch]:
-  """One pass over a split in the examples and batch size of a config; `max_batches` 0 = all of it."""
-  objective = objectives.create(config.objective)
+def batches(config, split: data.Split, special, max_batches: int = 0) -> Iterator[data.Batch]:
+  """One pass over a split in the examples and batch size of a config.
+
+  Args:
+    config: the whole config.
+    split: the text.
+    special: of the tokenizer, see `data.tokenizers.Special`.
+    max_batches: 0 = all of it.
+  """
+  objective = objectives.create(config.objective, special)
   return data.eval_batches(
     split,
     objective.row_length(config.data.sequence_length),
@@ -19,6 +26,7 @@ def batches(config, split: data.Split, max_batches: int = 0) -> Iterator[data.Ba
     config.data.packing,
     max_batches,
     objective.examples,
+    config.data.target_length,
   )
 
 

@@ -237,7 +237,8 @@ class Loop:
   def _evaluate(self):
     if not self.dataset.validation.num_documents:
       return
-    batches = evaluation.batches(self.config, self.dataset.validation, self.config.train.eval_batches)
+    special = self.dataset.tokenizer.special
+    batches = evaluation.batches(self.config, self.dataset.validation, special, self.config.train.eval_batches)
     summarize = functools.partial(
       self.program.task.summarize, bytes_per_target=self.dataset.validation.bytes_per_target
     )

@@ -40,8 +40,7 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
   with contextlib.ExitStack() as stack:
     stop_request = stack.enter_context(signals.StopRequest())
     console = stack.enter_context(console_lib.make_console())
-    objective = objectives.create(config.objective)
-    dataset = data.prepare(config.data, objective.row_length(config.data.sequence_length), config.seed, console.task)
+    dataset = read_data(config, console)
     config = resolution.resolve(config, dataset.tokenizer)
     before = resuming.check_same_run(config, workdir)
     console.message(descriptions.of_data(dataset))
@@ -53,7 +52,9 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
       params = program.abstract_state.params
       console.message(parallel.describe(params, jax.tree.map(lambda leaf: leaf.sharding, params)))
     checkpoints = stack.enter_context(checkpoints_lib.Checkpoints(workdir / 'checkpoints', config.train.keep_last))
-    batches = data.train_batches(dataset, rows, config.seed, objective.examples)
+    objective = objectives.create(config.objective, dataset.tokenizer.special)
+    examples = data.augmented(objective.examples, config.data.augmentation, dataset.tokenizer.special)
+    batches = data.train_batches(dataset, rows, config.seed, examples, config.data.augmentation.random_crop)
     stack.callback(batches.close)
     state, progress = _start(config, program, checkpoints, batches, console)
     if before and (change := resuming.check_length(before, config, epoch_steps, progress)):
@@ -61,7 +62,9 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
     directory.write_identity(config, dataset.tokenizer, workdir)
     directory.keep_origin(config, dataset.tokenizer, workdir)
     writer = stack.enter_context(metrics_lib.MetricsWriter(workdir, progress.step, config.train.tensorboard))
-    sample = sampler and directory.sample_writer(config, program.model, dataset.tokenizer, sampler, workdir, console)
+    sample = None
+    if sampler and objective.generates:
+      sample = directory.sample_writer(config, program.model, dataset.tokenizer, sampler, workdir, console)
     loop = Loop(config, program, dataset, batches, state, progress, checkpoints, writer, console, sample)
     if loop.finished and directory.summary_step(workdir) == progress.step:
       advice = resuming.how_to_go_on(config, progress, program.lengths.run)
@@ -89,6 +92,12 @@ def _write_card(config, model, summary, workdir):
     config, name=workdir.name, num_params=model.num_params, summary=summary, command=command, source=config.init_from
   )
   cards.write(workdir, card)
+
+
+def read_data(config, console) -> data.Dataset:
+  """What the objective of a config is trained and evaluated on."""
+  row_length = objectives.create(config.objective).row_length(config.data.sequence_length)
+  return data.prepare(config.data, row_length, config.seed, console.task, objectives.reserved(config.objective))
 
 
 def _start(config, program, checkpoints, batches, console):

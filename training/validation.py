@@ -7,7 +7,7 @@ import jax
 import model
 import objectives
 import parallel
-from data import corpora, packing
+from data import augmentation, corpora, packing
 from data.tokenizers import training as tokenizer_training
 from training import durations, schedules, trainable
 from training.configs import ConfigError
@@ -21,6 +21,7 @@ def validate(config, device_count: int) -> None:
   """
   try:
     model.check(config.model)
+    objectives.check(config.objective, config.model.family, config.data.corpus)
     _check_data(config)
     mesh = parallel.check_mesh(config.mesh, device_count)
     _check_batch(config, parallel.data_parallel_size(mesh))
@@ -31,9 +32,12 @@ def validate(config, device_count: int) -> None:
 
 
 def _check_data(config) -> None:
+  special = None
   if config.data.tokenizer == 'file':
-    tokenizer_training.load_file(config.data.tokenizer_path, config.data.normalization)
-  packing.check(objectives.create(config.objective).row_length(config.data.sequence_length), config.data.packing)
+    special = tokenizer_training.load_file(config.data.tokenizer_path, config.data.normalization).special
+  objective = objectives.create(config.objective, special)
+  packing.check(objective.row_length(config.data.sequence_length), config.data.packing)
+  augmentation.check(config.data)
   corpora.find(config.data)
 
 

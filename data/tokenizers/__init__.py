@@ -2,7 +2,8 @@
 
 from data.tokenizers.base import Tokenizer
 from data.tokenizers.saving import load, save
+from data.tokenizers.special import Special
 from data.tokenizers.streaming import StreamDecoder
 from data.tokenizers.training import train
 
-__all__ = ['StreamDecoder', 'Tokenizer', 'load', 'save', 'train']
+__all__ = ['Special', 'StreamDecoder', 'Tokenizer', 'load', 'save', 'train']

@@ -3,11 +3,14 @@
 import dataclasses
 import functools
 import hashlib
+import json
 import unicodedata
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
+
+from data.tokenizers import special as special_lib
 
 NORMALIZATIONS = ('none', 'nfc', 'nfkc', 'nfkc-lowercase')
 EOS_NAMES = ('</s>', '<|endoftext|>', '<|end_of_text|>', '[SEP]', '<eos>')  # of the token that ends a document
@@ -21,12 +24,14 @@ class Tokenizer(Protocol):
     vocab_size: ids are 0 <= id < vocab_size.
     eos_id: the id that ends (and begins) a document; `encode` never returns it.
     lossless: decode(encode(text)) == text for every text that can be written as UTF-8.
+    special: what else objectives and generation know of the vocabulary.
     fingerprint: hash of everything that decides what `encode` and `decode` return.
   """
 
   vocab_size: int
   eos_id: int
   lossless: bool
+  special: special_lib.Special
   fingerprint: str
 
   def encode(self, text: str) -> np.ndarray:
@@ -55,7 +60,10 @@ class BaseTokenizer:
   eos: str = ''
 
   format: ClassVar[str]  # name in a saved tokenizer's description
-  model_file: ClassVar[str]  # name of the file that holds `model`; '' = no file
+  model_file: ClassVar[str]  # name of the file that holds `model`
+  model_optional: ClassVar[bool] = False  # whether an empty `model` is one
+  names: ClassVar[dict[str, int]]  # ids of the named special tokens
+  pieces: ClassVar[Sequence[bytes]]  # UTF-8 of each id within a running text, with its space; empty: special
 
   def __post_init__(self):
     if self.normalization not in NORMALIZATIONS:
@@ -70,6 +78,19 @@ class BaseTokenizer:
     digest = hashlib.sha256(f'{self.format}\n{self.normalization}\n{named}'.encode())
     digest.update(self.model)
     return digest.hexdigest()
+
+  @functools.cached_property
+  def special(self) -> special_lib.Special:
+    return special_lib.describe(self.eos_id, self.names, self.pieces)
+
+  def reserving(self, names: Sequence[str]) -> Self:
+    """This tokenizer with more special tokens, whose ids come behind all others; in a text their names are text.
+
+    The tokenizer itself where it has them all. Here of those whose `model` is a JSON list that may end in such names.
+    """
+    if not (lacking := [name for name in names if name not in self.names]):
+      return self
+    return dataclasses.replace(self, model=json.dumps([*json.loads(self.model or b'[]'), *lacking]).encode())
 
   @property
   def lossless(self) -> bool:

@@ -16,7 +16,10 @@ _UNICODE = 0x110000  # code points
 
 @dataclasses.dataclass(frozen=True)
 class CharactersTokenizer(base.BaseTokenizer):
-  """Id 0 ends a document, 1 is any unknown character (decoded as U+FFFD), the others are characters by code point."""
+  """Id 0 ends a document, 1 is any unknown character (decoded as U+FFFD), the others are characters by code point.
+
+  Longer entries of `model` are the names of special tokens that were reserved, the last ones.
+  """
 
   format: ClassVar[str] = 'characters'
   model_file: ClassVar[str] = 'characters.json'
@@ -26,11 +29,24 @@ class CharactersTokenizer(base.BaseTokenizer):
 
   @property
   def vocab_size(self) -> int:
-    return 2 + len(self._code_points)
+    return 2 + len(self._entries)
+
+  @functools.cached_property
+  def _entries(self):
+    return json.loads(self.model)
 
   @functools.cached_property
   def _code_points(self):
-    return np.array([ord(character) for character in json.loads(self.model)], np.int64)
+    return np.array([ord(entry) for entry in self._entries if len(entry) == 1], np.int64)
+
+  @functools.cached_property
+  def names(self):
+    return {entry: 2 + i for i, entry in enumerate(self._entries) if len(entry) > 1}
+
+  @property
+  def pieces(self):
+    entries = ['', base.REPLACEMENT, *self._entries]
+    return [b'' if len(entry) > 1 else entry.encode() for entry in entries]
 
   @functools.cached_property
   def _ids(self):
@@ -42,8 +58,9 @@ class CharactersTokenizer(base.BaseTokenizer):
     return self._ids[np.frombuffer(text.encode('utf-32-le'), np.uint32)]
 
   def _decode(self, ids):
-    characters = np.concatenate([[0, ord(base.REPLACEMENT)], self._code_points])[ids[ids != self.eos_id]]
-    return characters.astype('<u4').tobytes().decode('utf-32-le')
+    characters = np.concatenate([[0, ord(base.REPLACEMENT)], self._code_points])
+    ids = ids[(ids != self.eos_id) & (ids < len(characters))]
+    return characters[ids].astype('<u4').tobytes().decode('utf-32-le')
 
 
 def train(texts: Iterable[str], vocab_size: int, normalization: str) -> CharactersTokenizer:

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from data.tokenizers import base
 _BYTE_LEVEL_EOS = '<|endoftext|>'
 _WORDPIECE_SPECIAL = ['[UNK]', '[SEP]']
 _WORDPIECE_CHARACTERS = 1000  # rarer characters are unknown, as in BERT
+_BYTE_PIECE = re.compile('<0x([0-9A-F]{2})>')  # how sentencepiece writes a byte
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,27 @@ class HuggingFaceTokenizer(base.BaseTokenizer):
     return base.choose_eos(self._tokenizer.get_vocab(), (self.eos,) if self.eos else base.EOS_NAMES)
 
   @functools.cached_property
+  def names(self):
+    return {token['content']: token['id'] for token in json.loads(self.model)['added_tokens']}
+
+  @functools.cached_property
+  def pieces(self):
+    spec = json.loads(self.model)
+    special = {token['id'] for token in spec['added_tokens'] if token['special']}
+    to_bytes = _pieces_to_bytes(spec)
+    pieces = [b''] * self.vocab_size
+    for piece, i in self._tokenizer.get_vocab().items():
+      pieces[i] = b'' if i in special else to_bytes(piece)
+    return pieces
+
+  def reserving(self, names):
+    if not (lacking := [name for name in names if name not in self.names]):
+      return self
+    tokenizer = tokenizers.Tokenizer.from_str(self.model.decode())
+    tokenizer.add_special_tokens(lacking)
+    return dataclasses.replace(self, model=tokenizer.to_str().encode())
+
+  @functools.cached_property
   def _lossless(self):
     """Byte-level through and through: nothing changes the text, every byte has a token, no step drops anything."""
     spec = json.loads(self.model)
@@ -60,6 +83,26 @@ class HuggingFaceTokenizer(base.BaseTokenizer):
 
   def _decode(self, ids):
     return self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+
+
+def _pieces_to_bytes(spec):
+  """What a tokenizer.json's pieces write, as a function of a piece."""
+  steps = json.dumps([spec['pre_tokenizer'], spec['decoder']])
+  if '"ByteLevel"' in steps:
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that GPT-2 writes as themselves
+    others = [byte for byte in range(256) if byte not in printable]
+    byte_of = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    return lambda piece: bytes(byte_of[c] for c in piece) if set(piece) <= set(byte_of) else piece.encode()
+  if spec['model']['type'] == 'WordPiece':
+    prefix = spec['model']['continuing_subword_prefix']
+    return lambda piece: (piece.removeprefix(prefix) if piece.startswith(prefix) else f' {piece}').encode()
+
+  def to_bytes(piece):
+    if byte := _BYTE_PIECE.fullmatch(piece):
+      return bytes([int(byte[1], 16)])
+    return piece.replace('\u2581', ' ').encode()
+
+  return to_bytes
 
 
 def train_byte_bpe(texts: Iterable[str], vocab_size: int, normalization: str) -> HuggingFaceTokenizer:

@@ -30,7 +30,7 @@ def save(tokenizer: base.Tokenizer, directory: str | pathlib.Path) -> None:
     'fingerprint': tokenizer.fingerprint,
   }
   with cache.new_directory(pathlib.Path(directory)) as unfinished:
-    if tokenizer.model_file:
+    if tokenizer.model or not tokenizer.model_optional:
       (unfinished / tokenizer.model_file).write_bytes(tokenizer.model)
     (unfinished / DESCRIPTION).write_text(json.dumps(description, indent=2) + '\n')
 
@@ -48,7 +48,8 @@ def load(directory: str | pathlib.Path) -> base.Tokenizer:
   try:
     description = json.loads(path.read_text())
     cls = FORMATS[description['format']]
-    model = (path.parent / cls.model_file).read_bytes() if cls.model_file else b''
+    file = path.parent / cls.model_file
+    model = b'' if cls.model_optional and not file.exists() else file.read_bytes()
     tokenizer = cls(description['normalization'], model, description.get('eos', ''))
     intact = tokenizer.fingerprint == description['fingerprint']
   except (KeyError, TypeError, ValueError, FileNotFoundError) as error:

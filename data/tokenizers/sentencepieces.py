@@ -13,6 +13,7 @@ import sentencepiece
 from data.tokenizers import base
 
 _SPACE = '\u2581'  # how pieces write a space; as a character of a text it goes through its three bytes
+_NAME = re.compile(r'<\w+>|\[\w+\]')  # of user-defined pieces, those that are special tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class SentencePieceTokenizer(base.BaseTokenizer):
     return np.array(sorted(ids, key=self._processor.id_to_piece), np.int32)
 
   @functools.cached_property
-  def _pieces(self):
+  def pieces(self):
     """The UTF-8 of each id."""
     pieces = [self._processor.id_to_piece(i).replace(_SPACE, ' ').encode() for i in range(self.vocab_size)]
     for i in range(self.vocab_size):
@@ -57,15 +58,31 @@ class SentencePieceTokenizer(base.BaseTokenizer):
     return pieces
 
   @functools.cached_property
+  def names(self):
+    model, names = _proto(self.model), {}
+    for i, piece in enumerate(model.pieces):
+      named = piece.type == piece.USER_DEFINED and _NAME.fullmatch(piece.piece)
+      if named or piece.type in (piece.CONTROL, piece.UNKNOWN):
+        names[piece.piece] = i
+    return names
+
+  def reserving(self, names):
+    if not (lacking := [name for name in names if name not in self.names]):
+      return self
+    model = _proto(self.model)
+    for name in lacking:
+      model.pieces.add(piece=name, score=0.0, type=model.SentencePiece.CONTROL)
+    model.trainer_spec.vocab_size = len(model.pieces)
+    return dataclasses.replace(self, model=model.SerializeToString())
+
+  @functools.cached_property
   def _dummy_prefix(self):
     """Whether the model puts a space before every text."""
     return self._processor.encode('a', out_type=str)[0].startswith(_SPACE)
 
   @functools.cached_property
   def _lossless(self):
-    from sentencepiece import sentencepiece_model_pb2  # 0.1 s
-
-    normalizer = sentencepiece_model_pb2.ModelProto.FromString(self.model).normalizer_spec
+    normalizer = _proto(self.model).normalizer_spec
     changes = normalizer.precompiled_charsmap or normalizer.add_dummy_prefix or normalizer.remove_extra_whitespaces
     return len(self._byte_ids) == 256 and not changes
 
@@ -77,8 +94,14 @@ class SentencePieceTokenizer(base.BaseTokenizer):
     return np.concatenate([first, *(ids for part in others for ids in (space, part))])
 
   def _decode(self, ids):
-    text = b''.join([self._pieces[i] for i in ids]).decode(errors='replace')
+    text = b''.join([self.pieces[i] for i in ids]).decode(errors='replace')
     return text.removeprefix(' ') if self._dummy_prefix else text
+
+
+def _proto(model: bytes):
+  from sentencepiece import sentencepiece_model_pb2  # 0.1 s
+
+  return sentencepiece_model_pb2.ModelProto.FromString(model)
 
 
 def train(model_type: str, texts: Iterable[str], vocab_size: int, normalization: str) -> SentencePieceTokenizer:

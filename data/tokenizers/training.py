@@ -32,25 +32,43 @@ _PASSAGE = re.compile(r'.{1,2000}(?:(?<! )(?= )|\Z)|.{1,2000}', re.DOTALL)
 _log = logging.getLogger(__name__)
 
 
-def train(data_config, documents: Sequence) -> base.Tokenizer:
+def train(data_config, documents: Sequence, reserved: Sequence[str] = ()) -> base.Tokenizer:
   """Returns the tokenizer that `data_config` names, from the cache if it was trained on these documents before.
 
   Args:
     data_config: the group `data` of a config; read are tokenizer, tokenizer_path, vocab_size, normalization, cache_dir.
     documents: objects with a `text`. `bytes` and `file` need none.
+    reserved: names of special tokens that a tokenizer made here has at the end of its vocabulary, in this order; they
+      count in data.vocab_size. A `file` is taken as it is.
 
   Raises:
     ValueError: a setting is unknown or does not fit the corpus, or a tokenizer's file is none.
     FileNotFoundError: data.tokenizer_path does not exist.
   """
   kind, normalization = data_config.tokenizer, data_config.normalization
-  if kind == 'bytes':
-    return bytes_tokenizer.BytesTokenizer(normalization)
   if kind == 'file':
     return load_file(data_config.tokenizer_path, normalization)
+  if kind == 'bytes':
+    return bytes_tokenizer.BytesTokenizer(normalization).reserving(reserved)
   if kind not in TRAINERS:
     raise ValueError(f'data.tokenizer is {kind!r}; it must be one of {", ".join(["bytes", *TRAINERS, "file"])}')
-  path = cache.cache_dir(data_config) / 'tokenizers' / f'{kind}-{_key(data_config, documents)}'
+  vocab_size = data_config.vocab_size - len(reserved)
+  if vocab_size < 1:
+    raise ValueError(
+      f'data.vocab_size is {data_config.vocab_size}, but {len(reserved)} tokens are reserved, {reserved[0]} to '
+      f'{reserved[-1]}; raise it'
+    )
+  try:
+    return _trained(data_config, documents, vocab_size).reserving(reserved)
+  except ValueError as error:
+    if not reserved:
+      raise
+    raise ValueError(f'{error}; of data.vocab_size={data_config.vocab_size}, {len(reserved)} are reserved') from error
+
+
+def _trained(data_config, documents, vocab_size):
+  kind, normalization = data_config.tokenizer, data_config.normalization
+  path = cache.cache_dir(data_config) / 'tokenizers' / f'{kind}-{_key(data_config, vocab_size, documents)}'
   if path.exists():
     try:
       return saving.load(path)
@@ -59,7 +77,7 @@ def train(data_config, documents: Sequence) -> base.Tokenizer:
   texts = _training_texts(documents, normalization)
   if not any(text.strip() for text in texts):
     raise ValueError(f'data.tokenizer is {kind!r}, which is trained on the corpus, but the corpus has no text')
-  tokenizer = TRAINERS[kind](texts, data_config.vocab_size, normalization)
+  tokenizer = TRAINERS[kind](texts, vocab_size, normalization)
   saving.save(tokenizer, path)
   return tokenizer
 
@@ -95,12 +113,12 @@ def load_file(path: str, normalization: str) -> base.Tokenizer:
   return tokenizer
 
 
-def _key(data_config, documents):
+def _key(data_config, vocab_size, documents):
   """Hash of everything that training depends on."""
   settings = (
     _RECIPE,
     data_config.tokenizer,
-    data_config.vocab_size,
+    vocab_size,
     data_config.normalization,
     sentencepiece.__version__,
     tokenizers.__version__,

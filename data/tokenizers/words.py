@@ -19,7 +19,8 @@ _WORDS = re.compile(r'\n|\w+|[^\w\s]')  # line ends, words, punctuation; other s
 class WordsTokenizer(base.BaseTokenizer):
   """Id 0 ends a document, 1 is any unknown word (decoded as U+FFFD), the others are words by falling frequency.
 
-  Decoding puts a space between two words of a line.
+  Decoding puts a space between two words of a line. Names such as [MASK], which no word is, are special tokens that
+  were reserved, the last ones.
   """
 
   format: ClassVar[str] = 'words'
@@ -37,6 +38,14 @@ class WordsTokenizer(base.BaseTokenizer):
     return ['', base.REPLACEMENT, *json.loads(self.model)]
 
   @functools.cached_property
+  def names(self):
+    return {word: i for i, word in enumerate(self._words) if len(word) > 1 and word[0] in '[<'}
+
+  @property
+  def pieces(self):
+    return [b'' if not word or word in self.names else f' {word}'.encode() for word in self._words]
+
+  @functools.cached_property
   def _ids(self):
     return {word: i for i, word in enumerate(self._words) if i > self.unk_id}
 
@@ -48,6 +57,8 @@ class WordsTokenizer(base.BaseTokenizer):
     out, last = [], '\n'
     for i in ids[ids != self.eos_id]:
       word = self._words[i]
+      if word in self.names:
+        continue
       out.append(word if '\n' in (word, last) else f' {word}')
       last = word
     return ''.join(out)

@@ -29,9 +29,15 @@ class Masked:
     'kind': ('batch',),
   }
 
+  generates = True
+
   @classmethod
-  def from_config(cls, objective_config):
+  def from_config(cls, objective_config, special=None):
     return cls()
+
+  @classmethod
+  def reserved(cls, objective_config):
+    return ()
 
   def row_length(self, sequence_length):
     return sequence_length

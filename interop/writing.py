@@ -16,8 +16,11 @@ from interop.families import FAMILIES
 from interop.family import Family
 from interop.fields import LENGTH, FieldError
 
-# Of a model: how it is initialised and computed, which a config.json does not say.
-_UNSAID = ('init', 'init_scale', 'init_depth_scaling', 'layer_loop', 'remat', 'attention.implementation')
+# Of a model: how it is initialised, regularised and computed, which does not change what it says of a text.
+_UNSAID = (
+  *('init', 'init_scale', 'init_depth_scaling', 'layer_loop', 'remat', 'attention.implementation'),
+  *('dropout_rate', 'attention.dropout_rate'),
+)
 _TORCH_NAMES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16', 'F64': 'float64'}
 
 

@@ -85,7 +85,8 @@ def test_an_index_that_names_a_tensor_elsewhere_is_refused(sharded):
 
 
 @pytest.mark.parametrize(
-  'name, words', [('pytorch_model.bin', 'only PyTorch reads'), ('other.txt', 'has no weights: neither model.safetensors')]
+  'name, words',
+  [('pytorch_model.bin', 'only PyTorch reads'), ('other.txt', 'has no weights: neither model.safetensors')],
 )
 def test_a_directory_without_safetensors_is_refused(tmp_path, name, words):
   (tmp_path / name).write_text('')

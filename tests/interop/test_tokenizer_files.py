@@ -53,7 +53,10 @@ def test_our_tokenizers_are_written_with_the_same_ids(name, tmp_path):
 
 def test_what_is_kept_is_given_back_byte_for_byte(tmp_path):
   files = tokenizer_files.write(OURS['byte-bpe'](), {}, 128)
-  files |= {'chat_template.jinja': b'\xe2\x80\x8b{{ x }}\r\n', 'special_tokens_map.json': b'{ "eos_token" :"<|endoftext|>"}'}
+  files |= {
+    'chat_template.jinja': b'\xe2\x80\x8b{{ x }}\r\n',
+    'special_tokens_map.json': b'{ "eos_token" :"<|endoftext|>"}',
+  }
   tokenizer, kept = tokenizer_files.read(put(tmp_path, files), {})
   assert tokenizer_files.write(tokenizer, kept, 128) == files
 

@@ -172,7 +172,11 @@ def test_it_composes_with_vmap_scan_checkpoint_and_shard_map():
       'label_smoothing must',
     ),
     ((jnp.zeros((1, 2, 3)), jnp.zeros((5, 3)), jnp.zeros((1, 2), int)), {'softcap': 0.0}, 'softcap must be above 0'),
-    ((jnp.zeros((1, 2, 3)), jnp.zeros((5, 3)), jnp.zeros((1, 2), int), jnp.zeros(3)), {}, r'bias must have shape \(5,\)'),
+    (
+      (jnp.zeros((1, 2, 3)), jnp.zeros((5, 3)), jnp.zeros((1, 2), int), jnp.zeros(3)),
+      {},
+      r'bias must have shape \(5,\)',
+    ),
   ],
 )
 def test_a_wrong_call_is_refused_in_words(inputs, terms, message):

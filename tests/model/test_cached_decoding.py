@@ -1,4 +1,4 @@
-"""Decoding with a cache equals the full forward pass, whatever tells the places of tokens and whatever the layers keep."""
+"""Decoding with a cache equals one pass, whatever tells the places of tokens and whatever the layers keep."""
 
 import jax
 import jax.numpy as jnp

@@ -69,7 +69,7 @@ def test_from_transformers_to_a_run_and_back(tmp_path, command):
   assert status == 1 and 'holds a run' in err
 
 
-@pytest.mark.parametrize('name', ['llama_tied', 'qwen3', 'bloom', 'gemma3'])
+@pytest.mark.parametrize('name', goldens.NAMES)
 def test_every_tensor_and_field_comes_back(name, tmp_path):
   pretrained = goldens.pretrained(name, tmp_path / name)
   leaves = {path: np.empty(shape, np.float32) for path, shape in pretrained.shapes.items()}

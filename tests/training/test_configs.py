@@ -105,7 +105,7 @@ def test_an_unknown_variant_is_answered_by_the_file():
     ('config.train.steps = -3', 'train.steps=-3 must be at least 1'),
     ('config.optimizer.decay["share"] = 3', "optimizer.decay['share']=3 must be at least 0 and at most 1"),
     ('config = 3', 'must return a config made from configs/base.py; got 3'),
-    ('from ml_collections import ConfigDict; config = ConfigDict({"seed": 1})', 'mine.py lacks data.batch_tokens, '),
+    ('from ml_collections import ConfigDict; config = ConfigDict({"seed": 1})', 'mine.py lacks data.augmentation.'),
     ('config.models.num_layers = 2', 'models'),
   ],
 )

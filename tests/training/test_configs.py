@@ -63,7 +63,10 @@ def test_top_level_keys_and_the_last_override_win():
       'model.attention.qk_nrm=1',
       "did you mean 'model.attention.qk_norm'?; group 'model.attention' has bias, dropout_rate",
     ),
-    ('model.implementation=auto', "did you mean 'model.attention.implementation'?; group 'model' has activation"),
+    (
+      'model.implementation=auto',
+      "mean 'model.moe.implementation' or 'model.attention.implementation'?; group 'model'",
+    ),
     ('dropout_rate=0.1', "did you mean 'model.dropout_rate'?"),
     ('model.attention=3', 'model.attention is a group; set one of its keys bias, dropout_rate'),
     ('model.attention.qk_norm=1', 'model.attention.qk_norm takes True or False; got 1'),

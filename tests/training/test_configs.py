@@ -50,7 +50,7 @@ def test_top_level_keys_and_the_last_override_win():
   'override, said',
   [
     ('train.stps=3', "unknown key 'train.stps'; did you mean 'train.steps'?; group 'train' has allow_new_length"),
-    ('modle.num_layers=3', "did you mean 'model.num_layers'?; the config has data, init_from"),
+    ('modle.num_layers=3', "did you mean 'model.num_layers' or 'model.encoder.num_layers'?; the config has data"),
     ('model.learning_rate=3', "did you mean 'optimizer.learning_rate'?; group 'model' has activation"),
     ('learning_rate=3', "did you mean 'optimizer.learning_rate'?"),
     ('model.num_layers.x=3', "did you mean 'model.num_layers'?"),
@@ -67,7 +67,7 @@ def test_top_level_keys_and_the_last_override_win():
       'model.implementation=auto',
       "mean 'model.moe.implementation' or 'model.attention.implementation'?; group 'model'",
     ),
-    ('dropout_rate=0.1', "did you mean 'model.dropout_rate'?"),
+    ('dropout_rate=0.1', "did you mean 'model.dropout_rate' or"),
     ('model.attention=3', 'model.attention is a group; set one of its keys bias, dropout_rate'),
     ('model.attention.qk_norm=1', 'model.attention.qk_norm takes True or False; got 1'),
     ('model.attention.qk_norm=true', "model.attention.qk_norm takes True or False; got 'true'"),

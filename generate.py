@@ -96,7 +96,7 @@ def show_fills(run, texts: list[str], top_k: int) -> None:
   for text, masks in zip(texts, inference.fill(run, texts, top_k=top_k or 5), strict=True):
     print(text)
     for number, fills in enumerate(masks, 1):
-      print('\n'.join(f'  {number}  {fill.probability:7.2%}  {fill.text}' for fill in fills))
+      print('\n'.join(f'  {number}  {fill.probability:7.2%}  {fill.text!r}' for fill in fills))
 
 
 def main() -> int:
@@ -115,6 +115,11 @@ def main() -> int:
 
     run = training.load_run(known.workdir, known.step)
     jax.config.update('jax_compilation_cache_dir', str(cache.cache_dir(run.config.data) / 'compiled'))
+    if bool(known.fill) != (run.config.model.family == 'encoder'):
+      raise ValueError(
+        f'{known.workdir} holds a model of model.family={run.config.model.family}: an encoder fills in, --fill='
+        "'The [MASK] sat', and the others continue, --prompt=TEXT"
+      )
     if known.fill:
       show_fills(run, known.fill, options['top_k'])
     elif len(prompts) == 1 and sys.stdout.isatty() and options['num_beams'] == 1:

@@ -87,12 +87,14 @@ def _fills(run, special, ids_L, top_k) -> list[list[Fill]]:
   probabilities_MxV /= probabilities_MxV.sum(axis=1, keepdims=True)
   best_MxK = np.argsort(-probabilities_MxV, axis=1, kind='stable')[:, :top_k]
   return [
-    [
-      Fill(run.tokenizer.decode([special.ordinary_ids[i]]).removeprefix(' '), int(special.ordinary_ids[i]), float(p[i]))
-      for i in best
-    ]
-    for best, p in zip(best_MxK, probabilities_MxV, strict=True)
+    [_fill(run.tokenizer, int(special.ordinary_ids[i]), float(probability_V[i])) for i in best_K]
+    for best_K, probability_V in zip(best_MxK, probabilities_MxV, strict=True)
   ]
+
+
+def _fill(tokenizer, token, probability) -> Fill:
+  text = tokenizer.decode([token])
+  return Fill(text if text == ' ' else text.removeprefix(' '), token, probability)
 
 
 @functools.partial(jax.jit, static_argnames='model')

@@ -75,15 +75,15 @@ def free(*theirs: str) -> Field:
   return Field(theirs, lambda values: {}, lambda model: {})
 
 
-def equal(theirs: str, other: str, default) -> Field:
-  """A field that must agree with another, since one key of ours is both."""
+def equal(theirs: str, other: str, ours: str, default) -> Field:
+  """A field that must agree with another, since our key `ours` is both."""
 
   def read(values):
     if (value := values.get(theirs, default)) != (wanted := values.get(other, default)):
       raise refused(theirs, value, f'the value of {other}, {wanted!r}')
     return {}
 
-  return Field((theirs, other), read, lambda model: {})
+  return Field((theirs, other), read, lambda model: {theirs: model[ours], other: model[ours]})
 
 
 def one_of(name: str, value, allowed: Sequence | Mapping):

@@ -16,10 +16,11 @@ from interop.families import FAMILIES
 from interop.family import Family
 from interop.fields import LENGTH, FieldError
 
-# Of a model: how it is initialised, trained and computed, which a config.json does not say.
+# Of a model: how it is initialised, trained and computed, which does not change what it says of a text.
 _UNSAID = (
   *('init', 'init_scale', 'init_depth_scaling', 'layer_loop', 'remat', 'attention.implementation'),
-  *('moe.balance_loss', 'moe.z_loss', 'moe.jitter', 'moe.implementation'),
+  *('dropout_rate', 'attention.dropout_rate', 'moe.balance_loss', 'moe.z_loss', 'moe.jitter', 'moe.implementation'),
+)
 )
 _TORCH_NAMES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16', 'F64': 'float64'}
 
@@ -153,15 +154,23 @@ def to_original(family: Family, config, before: Mapping) -> dict:
   ours = flat(config.model)
   length = config.model.max_length or config.data.sequence_length
   written = family.fields.write(ours | {LENGTH: length}, before)
-  back = family.fields.read(written)
-  back.pop(LENGTH)
-  again = base.get_config().model
-  again.update(back)
-  again = flat(model_lib.resolve(again))
+  again = _read_back(family, written)
   for key, value in ours.items():
     if key not in _UNSAID and again[key] != value and _matters(key, ours):
       raise FieldError(f'model.{key}={value!r} cannot be written as {family.name}, whose models have {again[key]!r}')
+  # A field that was null stays so where that means the same number.
+  for name in [name for name, value in written.items() if value is not None and before.get(name, value) is None]:
+    if _read_back(family, written | {name: None}) == again:
+      written[name] = None
   return written
+
+
+def _read_back(family, written) -> dict:
+  model = family.fields.read(written)
+  model.pop(LENGTH)
+  group = base.get_config().model
+  group.update(model)
+  return flat(model_lib.resolve(group))
 
 
 def flat(group, prefix: str = '') -> dict:

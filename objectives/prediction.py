@@ -65,32 +65,6 @@ class TokenPrediction:
     return {'loss': loss, 'perplexity': summary.perplexity(loss), 'accuracy': values.pop('accuracy'), **coded, **values}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SourceToTarget(TokenPrediction):
-  """The base of objectives of encoder-decoders: the decoder predicts targets, each from its own source.
-
-  The decoder's inputs `tokens` are the labels shifted right, behind the start token; both sides of a row are packed,
-  and a target has the segment id of its source.
-  """
-
-  batch_axes = {
-    'source_tokens': TOKENS,
-    'source_segment_ids': TOKENS,
-    'source_positions': TOKENS,
-    'tokens': TOKENS,
-    'segment_ids': TOKENS,
-    'positions': TOKENS,
-    'labels': TOKENS,
-  }
-
-  def loss(self, model):
-    def loss(params, batch, rng):
-      hidden_BxLxD, metrics = model.hidden(params, stream(batch, 'source_'), stream(batch), rng)
-      return self.mean(model, params, hidden_BxLxD, batch['labels'], metrics)
-
-    return loss
-
-
 def stream(batch, side: str = '') -> Stream:
   """What a model reads of a batch; `side` is the beginning of the names of its arrays."""
   return Stream(batch[f'{side}tokens'], batch[f'{side}positions'], batch[f'{side}segment_ids'], batch.get('order'))

@@ -20,9 +20,9 @@ def each(rows: Row, seeds: np.ndarray, example: Callable[[Row, np.random.Generat
 
 def runs(ids_R: np.ndarray) -> np.ndarray:
   """Where runs of equal ids other than 0 begin and end: int64 [P, 2]. Of segment ids they are the segments."""
-  edges = np.concatenate([[0], np.flatnonzero(ids_R[1:] != ids_R[:-1]) + 1, [len(ids_R)]])
-  found = np.stack([edges[:-1], edges[1:]], axis=1)
-  return found[ids_R[found[:, 0]] != 0]
+  starts = np.flatnonzero(np.diff(ids_R, prepend=0))
+  found = np.stack([starts, np.append(starts, len(ids_R))[1:]], axis=1)
+  return found[ids_R[starts] != 0]
 
 
 def packed(pieces: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

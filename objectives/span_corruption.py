@@ -7,7 +7,8 @@ import numpy as np
 
 from objectives import rows as rows_lib
 from objectives import spans as spans_lib
-from objectives.prediction import SourceToTarget, need
+from objectives.prediction import need
+from objectives.source_to_target import SourceToTarget
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +31,12 @@ class Noise:
     return noise, min(max(round(noise / self.mean_span), 1), noise)
 
   def source_length(self, row_length: int) -> int:
-    """Slots that the source of a raw row takes at most: what stays, a sentinel a span, and the end of the text."""
+    """Slots that the source of a raw row takes at most: what stays, a sentinel a span, and the end of the text.
+
+    Documents of a single token, each with its marks, take two thirds of a row whatever is left out.
+    """
     noise, spans = self.counts(row_length)
-    return row_length - noise + spans + 1
+    return max(row_length - noise + spans + 1, -(-2 * row_length // 3))
 
   def row_length(self, source_length: int) -> int:
     """Tokens of the longest raw row that fits, as T5's `random_spans_helper`: 568 for a source of 512."""

@@ -114,15 +114,12 @@ def _block_product(rows, weights, sizes, transposed=False):
 
 def _block_outer(rows, d_out, sizes):
   """The sum over the rows of each group of rows x d_out: [G, D, F]."""
-  narrow = rows.dtype != _computed(rows)
+  rows_DxS = lax.optimization_barrier(rows.T)
 
   def group(g, sums):
     def step(at, mine, total):
-      left = jnp.where(mine[:, None], _cut(rows, at, block), 0)
-      if narrow:
-        # Behind a barrier XLA does not fold the transpose into the product, a form that is several times slower.
-        return total + _dot(lax.optimization_barrier(left.T), _cut(d_out, at, block), 1, 0)
-      return total + _dot(left, _cut(d_out, at, block), 0, 0)
+      left_DxR = jnp.where(mine, lax.dynamic_slice_in_dim(rows_DxS, at, block, axis=1), 0)
+      return total + _dot(left_DxR, _cut(d_out, at, block), 1, 0)
 
     total = vary_alike(jnp.zeros(sums.shape[1:], sums.dtype), (rows, d_out, sizes))
     return lax.dynamic_update_index_in_dim(sums, _over_blocks(step, total, g, sizes, block, len(rows)), g, axis=0)
@@ -133,9 +130,9 @@ def _block_outer(rows, d_out, sizes):
 
 
 def _block(rows, sizes) -> int:
-  """Rows of a block: half of what a group has on average, so that little is computed in vain at the ends of groups."""
+  """Rows of a block: about half of what groups have on average, so that little is computed in vain at their ends."""
   half = len(rows) // (2 * len(sizes))
-  return min(len(rows), max(32, min(512, half // 32 * 32)))
+  return min(len(rows), max(64, min(256, half // 32 * 32)))
 
 
 def _over_blocks(step, carry, group, sizes, block, num_rows):

@@ -35,20 +35,22 @@ def write_parts(
     ValueError: the parts of an array are not in order, or not all there.
   """
   checksums, written, stores, pending = dict.fromkeys(shapes, 0), dict.fromkeys(shapes, 0), {}, []
-  for name, index, array in parts:
-    inner = shapes[name][len(index) :]
-    if written[name] != _before(index, shapes[name]) or array.shape != inner:
-      raise ValueError(f'part {index} of {name} came after {written[name]} elements, with shape {array.shape}')
-    rows = max(1, _PIECE_BYTES // max(1, 4 * math.prod(inner[1:])))
-    if name not in stores:
-      stores[name] = _open(directory, name, create=(shapes[name], (1,) * len(index) + (rows,) + inner[1:]))
-    for start in range(0, inner[0], rows):
-      piece = np.array(array[start : start + rows], np.float32, order='C')
-      pending.append(stores[name][(*index, slice(start, start + len(piece)))].write(piece))
-      checksums[name] = zlib.crc32(params_lib.array_bytes(piece), checksums[name])
-      written[name] += piece.size
-      _drain(pending, 2)
-  _drain(pending, 0)
+  try:
+    for name, index, array in parts:
+      inner = shapes[name][len(index) :]
+      if written[name] != _before(index, shapes[name]) or array.shape != inner:
+        raise ValueError(f'part {index} of {name} came after {written[name]} elements, with shape {array.shape}')
+      rows = max(1, _PIECE_BYTES // max(1, 4 * math.prod(inner[1:])))
+      if name not in stores:
+        stores[name] = _open(directory, name, create=(shapes[name], (1,) * len(index) + (rows,) + inner[1:]))
+      for start in range(0, inner[0], rows):
+        piece = np.array(array[start : start + rows], np.float32, order='C')
+        pending.append(stores[name][(*index, slice(start, start + len(piece)))].write(piece))
+        checksums[name] = zlib.crc32(params_lib.array_bytes(piece), checksums[name])
+        written[name] += piece.size
+        _drain(pending, 2)
+  finally:
+    _drain(pending, 0)
   if lacking := [name for name, shape in shapes.items() if written[name] != math.prod(shape)]:
     raise ValueError(f'parts of {", ".join(lacking)} did not come')
   return checksums

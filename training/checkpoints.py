@@ -92,11 +92,14 @@ class Checkpoints:
     }
     # Orbax describes the leaves and frames the checkpoint; the arrays are then put in the place of nothing.
     self._save_with_orbax(unfinished, {name: np.zeros((), np.float32) for name in shapes}, record)
-    for name, checksum in arrays_lib.write_parts(unfinished / 'state', shapes, parts).items():
-      record['arrays'][name]['crc32'] = checksum
-    stored = json.dumps({'record': record, 'crc32': _json_crc32(record)})
-    (unfinished / 'metadata' / 'metadata').write_text(stored)
-    unfinished.rename(self._path(step))
+    try:
+      for name, checksum in arrays_lib.write_parts(unfinished / 'state', shapes, parts).items():
+        record['arrays'][name]['crc32'] = checksum
+      stored = json.dumps({'record': record, 'crc32': _json_crc32(record)})
+      (unfinished / 'metadata' / 'metadata').write_text(stored)
+      unfinished.rename(self._path(step))
+    finally:
+      shutil.rmtree(unfinished, ignore_errors=True)
 
   def open_arrays(self, step: int) -> tuple[dict[str, tuple[int, ...]], arrays_lib.StoredArrays]:
     """Shapes of the leaves of a checkpoint by path, and the leaves, which are read part by part.

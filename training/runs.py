@@ -7,7 +7,6 @@ import pathlib
 
 import jax
 
-import inference
 import model as model_lib
 import precision
 from data import tokenizers
@@ -47,7 +46,7 @@ class Run:
   @functools.cached_property
   def decoding_params(self) -> dict:
     """The parameters as generation holds them."""
-    return inference.prepare(self.decoder, self.params)
+    return self.decoder.unstacked(self.params, model_lib.Stream.of_one_token())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ FAMILY = Family(
       key('n_inner', 'mlp_dim', None),
       key('activation_function', 'activation', 'gelu_new', {'gelu_new': 'gelu_tanh'} | ACTIVATIONS),
       key('resid_pdrop', 'dropout_rate', 0.1),
-      equal('embd_pdrop', 'resid_pdrop', 0.1),
+      equal('embd_pdrop', 'resid_pdrop', 'dropout_rate', 0.1),
       key('attn_pdrop', 'attention.dropout_rate', 0.1),
       key('layer_norm_epsilon', 'norm_epsilon', 1e-5),
       key('tie_word_embeddings', 'tie_embeddings', True),

@@ -11,6 +11,13 @@ def _has_experts(first, every, num_layers):
   return [i >= first and (i - first + 1) % every == 0 for i in range(num_layers)]
 
 
+def _read_number(values):
+  number = values.get('num_experts', values.get('num_local_experts', 128))
+  if values.get('num_local_experts', number) != number:
+    raise refused('num_local_experts', values['num_local_experts'], f'the value of num_experts, {number}')
+  return {'moe.num_experts': number}
+
+
 def _read_layers(values):
   every, without = values.get('decoder_sparse_step', 1), values.get('mlp_only_layers') or []
   if not without:
@@ -61,7 +68,7 @@ FAMILY = Family(
       key('intermediate_size', 'mlp_dim', 6144),
       key('num_key_value_heads', 'num_kv_heads', 4),
       key('max_position_embeddings', LENGTH, 32768),
-      key('num_experts', 'moe.num_experts', 128),
+      Field(('num_experts', 'num_local_experts'), _read_number, lambda model: {'num_experts': model['moe.num_experts']}),
       key('num_experts_per_tok', 'moe.experts_per_token', 8),
       key('moe_intermediate_size', 'moe.mlp_dim', 768),
       key('norm_topk_prob', 'moe.normalize', False),
@@ -73,7 +80,6 @@ FAMILY = Family(
       mixtral.TRAINING,
     ),
     llama.MODEL | {'attention.qk_norm': True, 'moe.router': 'softmax'},
-    aliases={'num_local_experts': 'num_experts'},
   ),
   rules=llama.RULES + EXPERTS,
   prefix=llama.PREFIX,

@@ -16,7 +16,6 @@ import training
 from tests.interop import goldens
 
 pytestmark = pytest.mark.values_only
-EXPERTS = ('mixtral', 'qwen3_moe', 'qwen3_moe_window', 'gpt_oss', 'deepseek', 'deepseek_yarn')
 
 
 @pytest.fixture
@@ -70,7 +69,7 @@ def test_from_transformers_to_a_run_and_back(tmp_path, command):
   assert status == 1 and 'holds a run' in err
 
 
-@pytest.mark.parametrize('name', ['llama_tied', 'qwen3', 'bloom', 'gemma3', *EXPERTS])
+@pytest.mark.parametrize('name', goldens.NAMES)
 def test_every_tensor_and_field_comes_back(name, tmp_path):
   pretrained = goldens.pretrained(name, tmp_path / name)
   leaves = {path: np.empty(shape, np.float32) for path, shape in pretrained.shapes.items()}

@@ -74,9 +74,11 @@ def test_tensors_of_layers_and_experts_find_their_place():
     *rules.dense('h.{layer}.experts.{expert}.up', '{layer}/moe/up'),
   )
   found = rules.places(table, SHAPES)
-  assert list(found) == ['wte.weight', *(f'h.{i}.ln.weight' for i in range(5)), *(f'h.4.experts.{e}.up.weight' for e in range(3))]  # fmt: skip
+  names = [*(f'h.{i}.ln.weight' for i in range(5)), *(f'h.4.experts.{e}.up.weight' for e in range(3))]
+  assert list(found) == ['wte.weight', *names]
   assert found['h.3.ln.weight'].paths == ('layers/block_1/a/scale',) and found['h.3.ln.weight'].index == (1,)
-  assert found['h.4.experts.2.up.weight'].index == (0, 2) and found['h.4.experts.2.up.weight'].shape == (6, 4)
+  expert = found['h.4.experts.2.up.weight']
+  assert expert.index == (0, 2) and expert.shape == (6, 4)
 
 
 @pytest.mark.parametrize('more', [(), rules.table('a', 'embedding') + rules.table('b', 'embedding')])

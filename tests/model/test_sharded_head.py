@@ -73,6 +73,19 @@ def test_every_layout_gives_what_one_device_gives(head, one_device, data, fsdp, 
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_a_bias_and_a_cap_are_the_same_in_parts(head):
+  _, params, batch = head
+  config = base.get_config()
+  config.model.update({'vocab_size': 40, 'num_layers': 1, 'embed_dim': 16, 'num_heads': 1, 'tie_embeddings': False})
+  config.model.update({'head_bias': True, 'logit_softcap': 3.0, 'logit_scale': 2.0})
+  model = model_lib.create(config.model)
+  params = {'head': params['head'] | {'bias': jnp.linspace(-1, 1, 40)}}
+  whole, parts = (_compiled(model, params, *layout)(params, batch) for layout in ((1, 1, 0), (2, 4, 3)))
+  for one, other in zip(*map(jax.tree.leaves, (whole, parts)), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+  assert np.abs(whole[1]['head']['bias']).max() > 1e-2
+
+
 @pytest.mark.parametrize('data, fsdp, zero_stage, exchanged', LAYOUTS)
 def test_nothing_is_exchanged_between_chunks(head, data, fsdp, zero_stage, exchanged):
   model, params, batch = head

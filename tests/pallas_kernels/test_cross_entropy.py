@@ -13,10 +13,12 @@ import pytest
 from pallas_kernels import cross_entropy, linear_cross_entropy
 
 
-def _separate(hidden, kernel, labels, label_smoothing, z_loss):
+def _separate(hidden, kernel, labels, bias, softcap, label_smoothing, z_loss):
   """Whole logits in float32 (float64 for float64), a one-hot target."""
   computed = jnp.promote_types(hidden.dtype, jnp.float32)
   logits = jnp.einsum('bld,vd->blv', hidden.astype(computed), kernel.astype(computed), precision='highest')
+  logits = logits if bias is None else logits + bias
+  logits = softcap * jnp.tanh(logits / softcap) if softcap else logits
   counted, lse = labels >= 0, jax.nn.logsumexp(logits, axis=-1)
   one_hot = jax.nn.one_hot(jnp.where(counted, labels, 0), kernel.shape[0])
   smoothed = (1 - label_smoothing) * one_hot + label_smoothing / kernel.shape[0]
@@ -46,27 +48,32 @@ def small_chunks(monkeypatch):
   dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
   label_smoothing=st.sampled_from([0.0, 0.2]),
   z_loss=st.sampled_from([0.0, 1e-2]),
+  softcap=st.sampled_from([None, 2.0]),
+  has_bias=st.booleans(),
   seed=st.integers(0, 999),
 )
 @hypothesis.settings(max_examples=10, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
-def test_it_agrees_with_head_and_loss_written_separately(sizes, dtype, label_smoothing, z_loss, seed):
+def test_it_agrees_with_head_and_loss_written_separately(
+  sizes, dtype, label_smoothing, z_loss, softcap, has_bias, seed
+):
   hidden, kernel, labels = _inputs(*sizes, dtype, seed)
-  terms = {'label_smoothing': label_smoothing, 'z_loss': z_loss}
+  bias = jnp.linspace(-1, 1, sizes[3]) if has_bias else None
+  terms = {'label_smoothing': label_smoothing, 'z_loss': z_loss, 'softcap': softcap}
 
   def run(loss):
-    def total(hidden, kernel):
-      result = loss(hidden, kernel, labels, **terms)
+    def total(hidden, kernel, bias):
+      result = loss(hidden, kernel, labels, bias, **terms)
       return 0.3 * result[0], tuple(result)
 
-    return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(hidden, kernel)
+    return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(hidden, kernel, bias)
 
   (_, results), gradients = run(linear_cross_entropy)
   (_, expected), expected_gradients = run(_separate)
-  alone = jax.jit(lambda *x: linear_cross_entropy(*x, **terms))(hidden, kernel, labels)
+  alone = jax.jit(lambda *x: linear_cross_entropy(*x, **terms))(hidden, kernel, labels, bias)
   assert np.array_equal(results[2], expected[2]) and np.array_equal(alone.correct, expected[2])
   for one, other in zip((*results[:2], *alone[:2]), 2 * expected[:2], strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-  for one, other in zip(gradients, expected_gradients, strict=True):
+  for one, other in zip(*map(jax.tree.leaves, (gradients, expected_gradients)), strict=True):
     assert one.dtype == other.dtype
     scale = max(1e-3, float(jnp.max(jnp.abs(other))))
     tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
@@ -163,6 +170,12 @@ def test_it_composes_with_vmap_scan_checkpoint_and_shard_map():
       (jnp.zeros((1, 2, 3)), jnp.zeros((5, 3)), jnp.zeros((1, 2), int)),
       {'label_smoothing': 1.0},
       'label_smoothing must',
+    ),
+    ((jnp.zeros((1, 2, 3)), jnp.zeros((5, 3)), jnp.zeros((1, 2), int)), {'softcap': 0.0}, 'softcap must be above 0'),
+    (
+      (jnp.zeros((1, 2, 3)), jnp.zeros((5, 3)), jnp.zeros((1, 2), int), jnp.zeros(3)),
+      {},
+      r'bias must have shape \(5,\)',
     ),
   ],
 )

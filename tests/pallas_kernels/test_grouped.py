@@ -77,29 +77,6 @@ def test_the_precision_transformation_calls_it_with_narrow_rows():
     assert 1e-4 < jnp.linalg.norm(a - b) / jnp.linalg.norm(a) < 1e-2
 
 
-def test_each_device_multiplies_its_own_rows():
-  rows, weights, d_out = (jnp.asarray(x, jnp.float32) for x in arrays())
-  sizes = jnp.int32([[60, 0, 30, 10], [0, 20, 0, 70]])
-  mesh = jax.make_mesh((2,), ('d',), axis_types=(jax.sharding.AxisType.Auto,))
-  P = jax.P
-
-  def parts(rows, weights, d_out, sizes):
-    mapped = jax.shard_map(
-      lambda rows, weights, sizes: grouped_matmul(rows, weights, sizes[0]),
-      mesh=mesh,
-      in_specs=(P('d'), P(), P('d')),
-      out_specs=P('d'),
-    )
-    out, pullback = jax.vjp(lambda rows, weights: mapped(rows, weights, sizes), rows, weights)
-    return out, *pullback(d_out)
-
-  out, d_rows, d_weights = jax.jit(parts)(rows, weights, d_out, sizes)
-  halves = [with_gradients(rows[i : i + 100], weights, d_out[i : i + 100], sizes[i // 100]) for i in (0, 100)]
-  np.testing.assert_allclose(out, jnp.concatenate([half[0] for half in halves]), atol=1e-4)
-  np.testing.assert_allclose(d_rows, jnp.concatenate([half[1] for half in halves]), atol=1e-4)
-  np.testing.assert_allclose(d_weights, halves[0][2] + halves[1][2], atol=1e-4)
-
-
 @pytest.mark.parametrize(
   'shapes, dtypes, implementation, words',
   [

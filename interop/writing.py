@@ -21,7 +21,6 @@ _UNSAID = (
   *('init', 'init_scale', 'init_depth_scaling', 'layer_loop', 'remat', 'attention.implementation'),
   *('dropout_rate', 'attention.dropout_rate', 'moe.balance_loss', 'moe.z_loss', 'moe.jitter', 'moe.implementation'),
 )
-)
 _TORCH_NAMES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16', 'F64': 'float64'}
 
 

@@ -11,6 +11,16 @@ def _has_experts(first, every, num_layers):
   return [i >= first and (i - first + 1) % every == 0 for i in range(num_layers)]
 
 
+def _read_heads(values):
+  embed_dim, heads = values.get('hidden_size', 2048), values.get('num_attention_heads', 32)
+  return {'embed_dim': embed_dim, 'num_heads': heads, 'head_dim': values.get('head_dim') or embed_dim // heads}
+
+
+def _write_heads(model):
+  names = {'hidden_size': 'embed_dim', 'num_attention_heads': 'num_heads', 'head_dim': 'head_dim'}
+  return {theirs: model[ours] for theirs, ours in names.items()}
+
+
 def _read_number(values):
   number = values.get('num_experts', values.get('num_local_experts', 128))
   if values.get('num_local_experts', number) != number:
@@ -62,8 +72,8 @@ FAMILY = Family(
   fields=Fields(
     (
       key('vocab_size', 'vocab_size', 151936),
-      *llama.SIZES,
-      key('hidden_size', 'embed_dim', 2048),
+      *(field for field in llama.SIZES if field.names != ('head_dim',)),
+      Field(('hidden_size', 'num_attention_heads', 'head_dim'), _read_heads, _write_heads),
       key('num_hidden_layers', 'num_layers', 24),
       key('intermediate_size', 'mlp_dim', 6144),
       key('num_key_value_heads', 'num_kv_heads', 4),

@@ -24,7 +24,8 @@ def config_of(**changes):
 
 
 def test_decoding_equals_one_pass():
-  model, params = model_lib.build(config_of())
+  model = model_lib.create(config_of())
+  params = jax.jit(model.init)(jax.random.key(0))
   length, first = 11, 4
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, 32, (2, length)), jnp.int32)
   positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (2, length))
@@ -54,7 +55,10 @@ def test_counts_are_those_of_the_matrices(rank):
     ({'positions': 'alibi'}, "set model.positions='rope'"),
     ({'attention.latent.rotary_dim': 12}, 'the head has 10 dimensions'),
     ({'attention.latent.rotary_dim': 3}, 'rotates pairs'),
-    ({'attention.latent.key_value_rank': 0}, 'model.attention.latent.query_rank=5 is of latent attention, which is off'),
+    (
+      {'attention.latent.key_value_rank': 0},
+      'model.attention.latent.query_rank=5 is of latent attention, which is off',
+    ),
   ],
 )
 def test_mistakes_are_refused_in_words(changes, words):

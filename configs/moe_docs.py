@@ -2,9 +2,9 @@
 
   python train.py --config=configs/moe_docs.py --workdir=runs/moe_docs
 
-All is as in the quickstart, but that in every layer behind the first the feed-forward gives way to eight experts of
-half its width, of which each token passes two: a token costs the same arithmetic, but for the router. Variant `tiny` is
-for tests and takes seconds:
+All is as in the quickstart, but that in every other layer the feed-forward gives way to eight experts of half its
+width, of which each token passes two: a token costs the same arithmetic, but for the router. A step takes longer, since
+muon has more matrices to orthogonalise, so there are fewer of them. Variant `tiny` is for tests and takes seconds:
 
   python train.py --config=configs/moe_docs.py:tiny --workdir=runs/moe_tiny
 """
@@ -25,7 +25,11 @@ def get_config(variant: str = ''):
   config.model.moe.mlp_dim = config.model.mlp_dim // 2
   config.model.moe.num_experts = 8
   config.model.moe.experts_per_token = 2
-  config.model.moe.first_dense = 1
+  config.model.moe.every = 2
   config.model.moe.normalize = True
   config.model.moe.z_loss = 0.001
+  if not variant:
+    config.train.steps = 320
+    config.train.eval_every = 80
+    config.train.checkpoint_every = 160
   return config

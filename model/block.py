@@ -6,7 +6,7 @@ import math
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from model import attention, feed_forward, layers, moe
+from model import attention, feed_forward, latent, layers, moe
 from model.stack import Segment
 from parallel import axes as ax
 
@@ -91,7 +91,10 @@ class Block(layers.Module):
       return layers.norm(f'{name}_norm', model_config), after
 
     self.attention_norm, self.attention_post_norm = norms('attention') if spec.attention_norm else (None, None)
-    self.attention = attention.Attention('attention', model_config, spec.window, model_config.positions, rngs=rngs)
+    if model_config.attention.latent.key_value_rank:
+      self.attention = latent.LatentAttention('attention', model_config, spec.window, rngs=rngs)
+    else:
+      self.attention = attention.Attention('attention', model_config, spec.window, model_config.positions, rngs=rngs)
     if spec.cross:
       self.cross_attention_norm, self.cross_attention_post_norm = norms('cross_attention')
       self.cross_attention = attention.Attention('cross_attention', model_config, rngs=rngs)

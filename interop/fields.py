@@ -75,6 +75,21 @@ def free(*theirs: str) -> Field:
   return Field(theirs, lambda values: {}, lambda model: {})
 
 
+def with_head(full: str, bare: str, *ours: str) -> Field:
+  """The class of transformers: one without a head, `bare`, has none of the keys `ours`, and hidden states alone mean
+  something."""
+
+  def read(values):
+    if bare not in (values.get('architectures') or ()):
+      return {}
+    return dict.fromkeys(ours, False) | {'tie_embeddings': True}
+
+  def write(model):
+    return {'architectures': [full if all(model[key] for key in ours) else bare]}
+
+  return Field(('architectures',), read, write)
+
+
 def equal(theirs: str, other: str, ours: str, default) -> Field:
   """A field that must agree with another, since our key `ours` is both."""
 
@@ -120,26 +135,29 @@ COMMON = (
   must('auto_map', None),
   must('pruned_heads', None, {}, []),
   must('cross_attention_hidden_size', None),
-  free(
-    *(
-      '_name_or_path',
-      'architectures',
-      'model_type',
-      'transformers_version',
-      'dtype',
-      'torch_dtype',
-      'tokenizer_class',
+  *map(
+    free,
+    (
+      *(
+        '_name_or_path',
+        'architectures',
+        'model_type',
+        'transformers_version',
+        'dtype',
+        'torch_dtype',
+        'tokenizer_class',
+      ),
+      *('bos_token_id', 'eos_token_id', 'pad_token_id', 'sep_token_id', 'decoder_start_token_id', 'prefix'),
+      *('initializer_range', 'use_cache', 'output_hidden_states', 'output_attentions', 'return_dict', 'is_decoder'),
+      *('chunk_size_feed_forward', 'id2label', 'label2id', 'problem_type', 'task_specific_params', 'finetuning_task'),
+      *('_attn_implementation_autoset', 'attn_implementation', '_attn_implementation', 'torchscript', 'use_bfloat16'),
+      *('gradient_checkpointing', 'tf_legacy_loss', 'tie_encoder_decoder', 'return_dict_in_generate', 'output_scores'),
+      *('max_length', 'min_length', 'do_sample', 'early_stopping', 'num_beams', 'num_beam_groups', 'diversity_penalty'),
+      *('temperature', 'top_k', 'top_p', 'typical_p', 'repetition_penalty', 'length_penalty', 'no_repeat_ngram_size'),
+      *('encoder_no_repeat_ngram_size', 'bad_words_ids', 'num_return_sequences', 'forced_bos_token_id'),
+      *('forced_eos_token_id', 'remove_invalid_values', 'exponential_decay_length_penalty', 'suppress_tokens'),
+      *('begin_suppress_tokens'),
     ),
-    *('bos_token_id', 'eos_token_id', 'pad_token_id', 'sep_token_id', 'decoder_start_token_id', 'prefix'),
-    *('initializer_range', 'use_cache', 'output_hidden_states', 'output_attentions', 'return_dict', 'is_decoder'),
-    *('chunk_size_feed_forward', 'id2label', 'label2id', 'problem_type', 'task_specific_params', 'finetuning_task'),
-    *('_attn_implementation_autoset', 'attn_implementation', '_attn_implementation', 'torchscript', 'use_bfloat16'),
-    *('gradient_checkpointing', 'tf_legacy_loss', 'tie_encoder_decoder', 'return_dict_in_generate', 'output_scores'),
-    *('max_length', 'min_length', 'do_sample', 'early_stopping', 'num_beams', 'num_beam_groups', 'diversity_penalty'),
-    *('temperature', 'top_k', 'top_p', 'typical_p', 'repetition_penalty', 'length_penalty', 'no_repeat_ngram_size'),
-    *('encoder_no_repeat_ngram_size', 'bad_words_ids', 'num_return_sequences', 'forced_bos_token_id'),
-    *('forced_eos_token_id', 'remove_invalid_values', 'exponential_decay_length_penalty', 'suppress_tokens'),
-    *('begin_suppress_tokens'),
   ),
 )
 

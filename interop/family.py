@@ -14,7 +14,8 @@ class Family:
 
   Attributes:
     name: `model_type` of its config.json.
-    architectures: classes of transformers that its config.json may name; the first is written.
+    architectures: classes of transformers that its config.json may name; the first is written, the last of several has
+      no head.
     fields: what its config.json means.
     rules: where its tensors are.
     prefix: what the names of the bare model, without a head, lack.
@@ -44,6 +45,11 @@ class Family:
     """Whether a config.json is of this family."""
     named = config.get('architectures') or ()
     return config.get('model_type') == self.name and (not named or bool(set(named) & set(self.architectures)))
+
+  def name_in(self, architecture: str, tensor: str) -> str:
+    """What a tensor is called in a class of transformers: names in one without a head lack the prefix."""
+    is_bare = architecture in self.architectures[1:][-1:]
+    return tensor.removeprefix(self.prefix) if is_bare else tensor
 
   def is_buffer(self, tensor: str) -> bool:
     """Whether a tensor follows from the config."""

@@ -75,19 +75,27 @@ def free(*theirs: str) -> Field:
   return Field(theirs, lambda values: {}, lambda model: {})
 
 
-def with_head(full: str, bare: str, *ours: str) -> Field:
-  """The class of transformers: one without a head, `bare`, has none of the keys `ours`, and hidden states alone mean
-  something."""
+def with_head(full: str, bare: str, keys: Sequence[str], *fields: Field) -> Field:
+  """The class of transformers and what is said of its head.
+
+  Args:
+    full: written for a model with a head.
+    bare: the class without one; hidden states alone mean something then.
+    keys: flags of ours that say what a head consists of; where the first is not set, there is none.
+    fields: read where there is a head.
+  """
 
   def read(values):
-    if bare not in (values.get('architectures') or ()):
-      return {}
-    return dict.fromkeys(ours, False) | {'tie_embeddings': True}
+    if bare in (values.get('architectures') or ()):
+      return dict.fromkeys(keys, False) | {'tie_embeddings': True}
+    return {name: value for field in fields for name, value in field.read(values).items()}
 
   def write(model):
-    return {'architectures': [full if all(model[key] for key in ours) else bare]}
+    if not model[keys[0]]:
+      return {'architectures': [bare]}
+    return {'architectures': [full]} | {name: value for field in fields for name, value in field.write(model).items()}
 
-  return Field(('architectures',), read, write)
+  return Field(('architectures', *(name for field in fields for name in field.names)), read, write)
 
 
 def equal(theirs: str, other: str, ours: str, default) -> Field:

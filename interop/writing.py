@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -111,26 +112,28 @@ def write(
   copied = {other: name for name, other in chosen.copies.items() if other in places and name not in carried}
   copies = {name: places[other] for other, name in copied.items()}
   dtypes = {name: files.DTYPES[dtype or known.get(name, 'F32')] for name in [*places, *carried, *copies]}
-  specs = {name: (dtypes[name], tensor.shape) for name, tensor in (places | carried | copies).items()}
+  head = {'architectures': [chosen.architectures[0]], 'model_type': chosen.name}
+  if at_home and 'architectures' in origin.config:
+    head['architectures'] = origin.config['architectures']
+  head |= written
+  named = functools.partial(chosen.name_in, (head['architectures'] or [''])[0])
+  specs = {named(name): (dtypes[name], tensor.shape) for name, tensor in (places | carried | copies).items()}
 
   def arrays():
     for name, place in places.items():
       array = place.join([read(path, place.index, dtypes[name]) for path in place.paths])
-      yield name, array
+      yield named(name), array
       if name in copied:
-        yield copied[name], array.astype(dtypes[copied[name]])
+        yield named(copied[name]), array.astype(dtypes[copied[name]])
     for name, tensor in carried.items():
-      yield name, tensor.read().astype(dtypes[name])
+      yield named(name), tensor.read().astype(dtypes[name])
 
   usual = collections.Counter(dtypes.values()).most_common(1)[0][0]
-  head = {'architectures': [chosen.architectures[0]], 'model_type': chosen.name}
-  if at_home and 'architectures' in origin.config:
-    head['architectures'] = origin.config['architectures']
   tokens = tokenizer_files.write(tokenizer, origin.kept, config.data.sequence_length)
   ids = {} if origin.config else tokenizer_files.special_ids(tokenizer)
   with cache.new_directory(directory) as unfinished:
     files.write(unfinished, specs, arrays(), shard_bytes)
-    described = head | written | ids | {'dtype': _TORCH_NAMES[files.dtype_name(usual)]}
+    described = head | ids | {'dtype': _TORCH_NAMES[files.dtype_name(usual)]}
     described = {name: value for name, value in described.items() if name != 'torch_dtype'}
     texts = {'config.json': json.dumps(described, indent=2) + '\n', 'README.md': card(chosen)}
     if 'generation_config.json' not in tokens:

@@ -28,12 +28,12 @@ SHARED = (
   key('attention_probs_dropout_prob', 'attention.dropout_rate', 0.1),
   key('layer_norm_eps', 'norm_epsilon', 1e-12),
   key('type_vocab_size', 'token_types', 2),
-  key('tie_word_embeddings', 'tie_embeddings', True),
   must('position_embedding_type', 'absolute'),
   must('is_decoder', False),
   free('classifier_dropout', 'directionality', 'pooler_fc_size', 'pooler_num_attention_heads'),
   free('pooler_num_fc_layers', 'pooler_size_per_head', 'pooler_type', 'gradient_checkpointing'),
 )
+HEAD = (('head_transform', 'head_bias'), key('tie_word_embeddings', 'tie_embeddings', True))
 RENAMED = {'LayerNorm.gamma': 'LayerNorm.weight', 'LayerNorm.beta': 'LayerNorm.bias'}
 
 
@@ -80,7 +80,7 @@ FAMILY = Family(
       key('max_position_embeddings', LENGTH, 512),
       key('hidden_act', 'activation', 'gelu', {'gelu': 'gelu'} | ACTIVATIONS),
       *SHARED,
-      with_head('BertForMaskedLM', 'BertModel', 'head_transform', 'head_bias'),
+      with_head('BertForMaskedLM', 'BertModel', *HEAD),
     ),
     MODEL,
   ),

@@ -2,6 +2,7 @@
 feed-forward, queries, keys and values fused, no norm before the first attention."""
 
 from interop import rotary, windows
+from interop.families import bert, llama
 from interop.family import Family
 from interop.fields import ACTIVATIONS, LENGTH, Field, FieldError, Fields, equal, free, key, must, refused, with_head
 from interop.rules import Rule, dense, norm, table
@@ -9,6 +10,8 @@ from interop.rules import Rule, dense, norm, table
 _THETAS = {'full_attention': ('global_rope_theta', 160000.0), 'sliding_attention': ('local_rope_theta', 10000.0)}
 _ROPE = tuple(name for name, _ in _THETAS.values())
 _LENGTH = 'max_position_embeddings'
+_LAYERS = ('layer_types', 'global_attn_every_n_layers', 'local_attention', 'num_hidden_layers')
+_ACTIVATIONS = {'gelu': 'gelu'} | ACTIVATIONS
 
 
 def _read_layers(values):
@@ -54,26 +57,9 @@ def _read_rope(values):
 def _write_rope(model):
   scaling, length = rotary.write_entries(model)
   of_global = {'rope_type': 'default', 'rope_theta': model['rope.theta']} | scaling
-  of_local = {'rope_type': 'default', 'rope_theta': model['rope.local_theta']} if model['rope.local_theta'] else of_global
+  local_theta = model['rope.local_theta']
+  of_local = {'rope_type': 'default', 'rope_theta': local_theta} if local_theta else of_global
   return {'rope_parameters': {'full_attention': of_global, 'sliding_attention': of_local}} | length
-
-
-_BIASES = {'mlp_bias': False, 'norm_bias': False, 'attention_bias': False, 'classifier_bias': False}
-
-
-def _read_biases(values):
-  values = _BIASES | values
-  use_bias = values['mlp_bias']
-  for name in ('norm_bias', 'classifier_bias'):
-    if values[name] != use_bias:
-      raise refused(name, values[name], f'the value of mlp_bias, {use_bias!r}')
-  of_attention = values['attention_bias']
-  return {'use_bias': use_bias, 'attention.bias': 'model' if of_attention == use_bias else 'all' if of_attention else 'none'}  # fmt: skip
-
-
-def _write_biases(model):
-  of_attention = {'model': model['use_bias'], 'all': True}.get(model['attention.bias'], False)
-  return dict.fromkeys(_BIASES, model['use_bias']) | {'attention_bias': of_attention}
 
 
 def _read_activation(values):
@@ -93,7 +79,7 @@ FAMILY = Family(
       key('num_hidden_layers', 'num_layers', 22),
       key('num_attention_heads', 'num_heads', 12),
       key('intermediate_size', 'mlp_dim', 1152),
-      key('hidden_activation', 'activation', 'gelu', {'gelu': 'gelu'} | ACTIVATIONS),
+      key('hidden_activation', 'activation', 'gelu', _ACTIVATIONS),
       key('norm_eps', 'norm_epsilon', 1e-5),
       key('attention_dropout', 'attention.dropout_rate', 0.0),
       key('mlp_dropout', 'dropout_rate', 0.0),
@@ -101,16 +87,14 @@ FAMILY = Family(
       Field(
         ('hidden_activation', 'classifier_activation'),
         _read_activation,
-        lambda model: key('classifier_activation', 'activation', 'gelu', {'gelu': 'gelu'} | ACTIVATIONS).write(model),
+        key('classifier_activation', 'activation', 'gelu', _ACTIVATIONS).write,
       ),
       key(_LENGTH, LENGTH, 8192),
-      key('tie_word_embeddings', 'tie_embeddings', True),
-      key('decoder_bias', 'head_bias', True),
-      with_head('ModernBertForMaskedLM', 'ModernBertModel', 'head_transform', 'head_bias'),
-      Field(tuple(_BIASES), _read_biases, _write_biases),
-      Field(
-        ('layer_types', 'global_attn_every_n_layers', 'local_attention', 'num_hidden_layers'), _read_layers, _write_layers
-      ),
+      with_head('ModernBertForMaskedLM', 'ModernBertModel', *bert.HEAD, key('decoder_bias', 'head_bias', True)),
+      llama.biases('attention_bias', 'mlp_bias'),
+      equal('norm_bias', 'mlp_bias', 'use_bias', False),
+      equal('classifier_bias', 'mlp_bias', 'use_bias', False),
+      Field(_LAYERS, _read_layers, _write_layers),
       Field(('rope_parameters', 'rope_scaling', *_ROPE, _LENGTH), _read_rope, _write_rope),
       Field(('pad_token_id',), lambda values: {}, lambda model: {'pad_token_id': None}),
       must('position_embedding_type', 'absolute'),

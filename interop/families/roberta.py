@@ -33,7 +33,7 @@ FAMILY = Family(
       # The head has this one whatever the field says.
       key('hidden_act', 'activation', 'gelu', {'gelu': 'gelu', 'gelu_python': 'gelu'}),
       *bert.SHARED,
-      with_head('RobertaForMaskedLM', 'RobertaModel', 'head_transform', 'head_bias'),
+      with_head('RobertaForMaskedLM', 'RobertaModel', *bert.HEAD),
     ),
     bert.MODEL,
   ),

@@ -216,10 +216,7 @@ def two_streams(order, targets):
   own, other = order[:, :, None], order[:, None, :]
   perm_mask = (other > own) | ((other == own) & (own > 0))
   target_mapping = targets[:, :, None] == np.arange(order.shape[1])
-  return {
-    'perm_mask': torch.from_numpy(perm_mask).float(),
-    'target_mapping': torch.from_numpy(target_mapping).float(),
-  }
+  return {'perm_mask': torch.from_numpy(perm_mask).float(), 'target_mapping': torch.from_numpy(target_mapping).float()}
 
 
 def saved(model, state):

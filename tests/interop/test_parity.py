@@ -13,7 +13,9 @@ _SLOW = ('bert_untied', 'modernbert_biases', 'xlnet')
 pytestmark = pytest.mark.values_only
 
 
-@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name in _SLOW)) for name in goldens.NAMES])
+@pytest.mark.parametrize(
+  'name', [pytest.param(name, marks=[pytest.mark.slow] * (name in _SLOW)) for name in goldens.NAMES]
+)
 def test_equals_transformers(name, tmp_path):
   golden, pretrained = goldens.load(name), goldens.pretrained(name, tmp_path)
   model = model_lib.create(pretrained.config.model)

@@ -36,7 +36,9 @@ def main():
   )
   model, params = model_lib.build(config.model)
   decoder = precision.Decoder(model, precision.policy(config.precision))
-  run = types.SimpleNamespace(decoder=decoder, decoding_params=inference.prepare(decoder, params), tokenizer=Numbers())
+  run = types.SimpleNamespace(
+    decoder=decoder, decoding_params=decoder.unstacked(params, model_lib.Stream.of_one_token()), tokenizer=Numbers()
+  )
   del params
   print(json.dumps({'parameters': model.num_params}), flush=True)
   for line in sys.stdin:

@@ -9,6 +9,7 @@ import numpy as np
 
 from inference import beam, decode
 from inference.sampling import Sampling
+from model import Stream
 
 MAX_ROWS = 32  # sequences decoded at a time; more prompts are served one batch after the other
 
@@ -63,7 +64,7 @@ def generate(
   """Continues each prompt; an empty one begins a new document.
 
   Args:
-    run: has `decoder` (see `precision.Decoder`), `decoding_params` (of `prepare`) and `tokenizer`, as
+    run: has `decoder` (see `precision.Decoder`), `decoding_params` (of its `unstacked`) and `tokenizer`, as
       `training.load_run` returns.
     prompts: texts.
     max_new_tokens: tokens a continuation at most.
@@ -111,16 +112,11 @@ def generate(
   return [_generation(tokenizer, prompt, ids[i], vocabulary.eos_id, *results[i]) for i, prompt in enumerate(prompts)]
 
 
-def prepare(decoder, params) -> dict:
-  """The parameters as a decode loop should hold them; made once, since it reads and writes them all."""
-  return decoder.unstacked(params, decode.pad([[0]], 1).stream)
-
-
 def sample_texts(decoder, params, tokenizer, prompts: Sequence[str], max_new_tokens: int, seed: int) -> list[str]:
   """Continuations at temperature 0.8 as texts, for samples during training; they end where learned positions do."""
   max_new_tokens = min(max_new_tokens, max(1, _room(decoder, _encode(tokenizer, prompts))))
   generations = generate(
-    _Run(decoder, prepare(decoder, params), tokenizer),
+    _Run(decoder, decoder.unstacked(params, Stream.of_one_token()), tokenizer),
     prompts,
     max_new_tokens=max_new_tokens,
     temperature=0.8,

@@ -4,6 +4,7 @@ import dataclasses
 import enum
 
 import jax
+import numpy as np
 
 
 class Visibility(enum.Enum):
@@ -38,3 +39,9 @@ class Stream:
   segment_ids: jax.Array
   order: jax.Array | None = None
   token_types: jax.Array | None = None
+
+  @classmethod
+  def of_one_token(cls):
+    """A row of one token: enough to trace what a model does with its parameters."""
+    one = np.ones((1, 1), np.int32)
+    return cls(one, 0 * one, one)

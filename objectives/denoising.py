@@ -7,7 +7,8 @@ import numpy as np
 from objectives import rows as rows_lib
 from objectives import spans as spans_lib
 from objectives.masked import MASK
-from objectives.prediction import SourceToTarget, need
+from objectives.prediction import need
+from objectives.source_to_target import SourceToTarget
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,9 @@ class TokenPrediction:
   def reserved(cls, objective_config) -> tuple[str, ...]:
     return ()
 
+  def generator(self, model):
+    return model
+
   def mean(self, model, params, hidden_BxLxD, labels_BxL, layer_metrics):
     """The mean over labels that count, label smoothing, z-loss and auxiliary losses of layers included.
 
@@ -63,32 +66,6 @@ class TokenPrediction:
     loss = values.pop('loss')
     coded = {'bits_per_byte': summary.bits_per_byte(loss, bytes_per_target)} if self.codes_text else {}
     return {'loss': loss, 'perplexity': summary.perplexity(loss), 'accuracy': values.pop('accuracy'), **coded, **values}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SourceToTarget(TokenPrediction):
-  """The base of objectives of encoder-decoders: the decoder predicts targets, each from its own source.
-
-  The decoder's inputs `tokens` are the labels shifted right, behind the start token; both sides of a row are packed,
-  and a target has the segment id of its source.
-  """
-
-  batch_axes = {
-    'source_tokens': TOKENS,
-    'source_segment_ids': TOKENS,
-    'source_positions': TOKENS,
-    'tokens': TOKENS,
-    'segment_ids': TOKENS,
-    'positions': TOKENS,
-    'labels': TOKENS,
-  }
-
-  def loss(self, model):
-    def loss(params, batch, rng):
-      hidden_BxLxD, metrics = model.hidden(params, stream(batch, 'source_'), stream(batch), rng)
-      return self.mean(model, params, hidden_BxLxD, batch['labels'], metrics)
-
-    return loss
 
 
 def stream(batch, side: str = '') -> Stream:

@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from objectives.prediction import IGNORED, SourceToTarget
+from objectives.prediction import IGNORED
+from objectives.source_to_target import SourceToTarget
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

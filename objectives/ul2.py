@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 
 from objectives import rows as rows_lib
-from objectives.prediction import SourceToTarget, need
+from objectives.prediction import need
+from objectives.source_to_target import SourceToTarget
 from objectives.span_corruption import (
   Noise,
   Room,

@@ -185,12 +185,12 @@ def _unknown(config: Config, group: Config, name: str, parents: list[str], key: 
   last = name.rsplit('.')[-1]
   elsewhere = [path for path in flat(config) if path.rsplit('.')[-1] == last]
   near = (
-    difflib.get_close_matches(name, elsewhere, n=1, cutoff=0)
+    difflib.get_close_matches(name, elsewhere, n=2, cutoff=0)
     or near
     or difflib.get_close_matches(name, flat(config), n=1)
   )
   where = f'group {prefix[:-1]!r}' if prefix else 'the config'
-  return ConfigError(f'unknown key {name!r}{_did_you_mean(near[:1])}; {where} has {_listing(group)}')
+  return ConfigError(f'unknown key {name!r}{_did_you_mean(near)}; {where} has {_listing(group)}')
 
 
 def _parsed(text: str, default):
@@ -216,4 +216,4 @@ def _listing(group: Config) -> str:
 
 
 def _did_you_mean(names: list[str]) -> str:
-  return f'; did you mean {names[0]!r}?' if names else ''
+  return f'; did you mean {" or ".join(map(repr, names))}?' if names else ''

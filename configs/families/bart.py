@@ -14,6 +14,7 @@ def get_config(variant: str = ''):
     'bart',
     SIZES,
     variant,
+    'denoising',
     family='encoder_decoder',
     vocab_size=50265,
     max_length=1024,

@@ -18,6 +18,7 @@ def get_config(variant: str = ''):
     'bert',
     SIZES,
     variant,
+    'masked',
     family='encoder',
     vocab_size=30522,
     max_length=512,

@@ -14,6 +14,7 @@ def get_config(variant: str = ''):
     'modernbert',
     SIZES,
     variant,
+    'masked',
     family='encoder',
     vocab_size=50368,
     embedding_norm=True,

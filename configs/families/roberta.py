@@ -14,6 +14,7 @@ def get_config(variant: str = ''):
     'roberta',
     SIZES,
     variant,
+    'masked',
     family='encoder',
     vocab_size=50265,
     max_length=512,

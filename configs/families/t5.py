@@ -23,6 +23,7 @@ def get_config(variant: str = ''):
     't5',
     SIZES,
     variant,
+    'span_corruption',
     family='encoder_decoder',
     vocab_size=32128,
     head_dim=64,

@@ -14,6 +14,7 @@ def get_config(variant: str = ''):
     'xlnet',
     SIZES,
     variant,
+    'permutation',
     vocab_size=32000,
     positions='xlnet',
     token_types=2,

@@ -27,7 +27,10 @@ def make_run(**changes):
   model, params = model_lib.build(model_config)
   decoder = precision.Decoder(model, precision.Policy((('*', 'float32'),)))
   return types.SimpleNamespace(
-    decoder=decoder, params=params, decoding_params=inference.prepare(decoder, params), tokenizer=BytesTokenizer()
+    decoder=decoder,
+    params=params,
+    decoding_params=decoder.unstacked(params, model_lib.Stream.of_one_token()),
+    tokenizer=BytesTokenizer(),
   )
 
 

@@ -50,7 +50,7 @@ def test_top_level_keys_and_the_last_override_win():
   'override, said',
   [
     ('train.stps=3', "unknown key 'train.stps'; did you mean 'train.steps'?; group 'train' has allow_new_length"),
-    ('modle.num_layers=3', "did you mean 'model.num_layers'?; the config has data, init_from"),
+    ('modle.num_layers=3', "did you mean 'model.num_layers' or 'model.encoder.num_layers'?; the config has data"),
     ('model.learning_rate=3', "did you mean 'optimizer.learning_rate'?; group 'model' has activation"),
     ('learning_rate=3', "did you mean 'optimizer.learning_rate'?"),
     ('model.num_layers.x=3', "did you mean 'model.num_layers'?"),
@@ -63,8 +63,11 @@ def test_top_level_keys_and_the_last_override_win():
       'model.attention.qk_nrm=1',
       "did you mean 'model.attention.qk_norm'?; group 'model.attention' has bias, dropout_rate",
     ),
-    ('model.implementation=auto', "did you mean 'model.attention.implementation'?; group 'model' has activation"),
-    ('dropout_rate=0.1', "did you mean 'model.dropout_rate'?"),
+    (
+      'model.implementation=auto',
+      "mean 'model.moe.implementation' or 'model.attention.implementation'?; group 'model'",
+    ),
+    ('dropout_rate=0.1', "did you mean 'model.dropout_rate' or"),
     ('model.attention=3', 'model.attention is a group; set one of its keys bias, dropout_rate'),
     ('model.attention.qk_norm=1', 'model.attention.qk_norm takes True or False; got 1'),
     ('model.attention.qk_norm=true', "model.attention.qk_norm takes True or False; got 'true'"),
@@ -105,7 +108,7 @@ def test_an_unknown_variant_is_answered_by_the_file():
     ('config.train.steps = -3', 'train.steps=-3 must be at least 1'),
     ('config.optimizer.decay["share"] = 3', "optimizer.decay['share']=3 must be at least 0 and at most 1"),
     ('config = 3', 'must return a config made from configs/base.py; got 3'),
-    ('from ml_collections import ConfigDict; config = ConfigDict({"seed": 1})', 'mine.py lacks data.batch_tokens, '),
+    ('from ml_collections import ConfigDict; config = ConfigDict({"seed": 1})', 'mine.py lacks data.augmentation.'),
     ('config.models.num_layers = 2', 'models'),
   ],
 )

@@ -75,7 +75,9 @@ def matrices(logical_axes):
 
   Norms, biases and position tables are False.
   """
-  return _map_axes(lambda axes: bool({ax.EMBED, ax.RANK} & set(axes)) and len(set(_own(axes)) - {ax.LENGTH}) > 1, logical_axes)
+  return _map_axes(
+    lambda axes: bool({ax.EMBED, ax.RANK} & set(axes)) and len(set(_own(axes)) - {ax.LENGTH}) > 1, logical_axes
+  )
 
 
 def _own(axes) -> tuple[str, ...]:

@@ -78,7 +78,9 @@ FAMILY = Family(
       key('intermediate_size', 'mlp_dim', 6144),
       key('num_key_value_heads', 'num_kv_heads', 4),
       key('max_position_embeddings', LENGTH, 32768),
-      Field(('num_experts', 'num_local_experts'), _read_number, lambda model: {'num_experts': model['moe.num_experts']}),
+      Field(
+        ('num_experts', 'num_local_experts'), _read_number, lambda model: {'num_experts': model['moe.num_experts']}
+      ),
       key('num_experts_per_tok', 'moe.experts_per_token', 8),
       key('moe_intermediate_size', 'moe.mlp_dim', 768),
       key('norm_topk_prob', 'moe.normalize', False),

@@ -54,7 +54,10 @@ def test_counts_are_those_of_the_matrices(rank):
     ({'positions': 'alibi'}, "set model.positions='rope'"),
     ({'attention.latent.rotary_dim': 12}, 'the head has 10 dimensions'),
     ({'attention.latent.rotary_dim': 3}, 'rotates pairs'),
-    ({'attention.latent.key_value_rank': 0}, 'model.attention.latent.query_rank=5 is of latent attention, which is off'),
+    (
+      {'attention.latent.key_value_rank': 0},
+      'model.attention.latent.query_rank=5 is of latent attention, which is off',
+    ),
   ],
 )
 def test_mistakes_are_refused_in_words(changes, words):

@@ -84,10 +84,8 @@ class LatentAttention(layers.Module):
     return self.out(attended[..., : self.value_dim]), cache
 
   def _queries(self, x_BxLxD, rotation):
-    if self.query is not None:
-      q = self.query(x_BxLxD)
-    else:
-      q = self.query_up(self.query_down_norm(self.query_down(x_BxLxD)))
+    project = self.query or (lambda x: self.query_up(self.query_down_norm(self.query_down(x))))
+    q = project(x_BxLxD)
     fixed, rotary = jnp.split(q, [self.fixed_dim], axis=-1)
     return jnp.concatenate([fixed, turned(rotary, rotation, self.interleaved)], axis=-1)
 

@@ -84,9 +84,10 @@ class LatentAttention(layers.Module):
     return self.out(attended[..., : self.value_dim]), cache
 
   def _queries(self, x_BxLxD, rotation):
-    project = self.query or (lambda x: self.query_up(self.query_down_norm(self.query_down(x))))
-    q = project(x_BxLxD)
-    fixed, rotary = jnp.split(q, [self.fixed_dim], axis=-1)
+    project, x = self.query, x_BxLxD
+    if project is None:
+      project, x = self.query_up, self.query_down_norm(self.query_down(x_BxLxD))
+    fixed, rotary = jnp.split(project(x), [self.fixed_dim], axis=-1)
     return jnp.concatenate([fixed, turned(rotary, rotation, self.interleaved)], axis=-1)
 
   def _keys_and_values(self, x_BxSxD, rotation):

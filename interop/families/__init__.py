@@ -1,22 +1,22 @@
 """Families of Hugging Face models, a module each: which config.json is theirs, what its fields mean, its tensors."""
 
 from interop.families import (
-    bert,
-    bloom,
-    deepseek_v3,
-    gemma3,
-    gpt2,
-    gpt_neox,
-    gpt_oss,
-    llama,
-    mistral,
-    mixtral,
-    modernbert,
-    mpt,
-    qwen3,
-    qwen3_moe,
-    roberta,
-    xlnet,
+  bert,
+  bloom,
+  deepseek_v3,
+  gemma3,
+  gpt2,
+  gpt_neox,
+  gpt_oss,
+  llama,
+  mistral,
+  mixtral,
+  modernbert,
+  mpt,
+  qwen3,
+  qwen3_moe,
+  roberta,
+  xlnet,
 )
 from interop.family import Family
 

@@ -24,7 +24,8 @@ def config_of(**changes):
 
 
 def test_decoding_equals_one_pass():
-  model, params = model_lib.build(config_of())
+  model = model_lib.create(config_of())
+  params = jax.jit(model.init)(jax.random.key(0))
   length, first = 11, 4
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, 32, (2, length)), jnp.int32)
   positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (2, length))

@@ -34,10 +34,10 @@ def local_global(num_layers=8, locals_=5, **changes):
 
 
 def test_what_does_not_repeat_is_a_segment_of_its_own():
-  def segments(num_layers, pattern, window=4):
+  def segments(num_layers, kinds, window=4):
     model_config = base.get_config().model
     model_config.num_layers = num_layers
-    model_config.attention.update(window=window, pattern=pattern)
+    model_config.attention.update(window=window, pattern=kinds)
     return [
       (tuple(spec.window for spec in segment.pattern), segment.repeats) for segment in pattern.segments(model_config)
     ]

@@ -75,6 +75,29 @@ def free(*theirs: str) -> Field:
   return Field(theirs, lambda values: {}, lambda model: {})
 
 
+def with_head(full: str, bare: str, keys: Sequence[str], *fields: Field) -> Field:
+  """The class of transformers and what is said of its head.
+
+  Args:
+    full: written for a model with a head.
+    bare: the class without one; hidden states alone mean something then.
+    keys: flags of ours that say what a head consists of; where the first is not set, there is none.
+    fields: read where there is a head.
+  """
+
+  def read(values):
+    if bare in (values.get('architectures') or ()):
+      return dict.fromkeys(keys, False) | {'tie_embeddings': True}
+    return {name: value for field in fields for name, value in field.read(values).items()}
+
+  def write(model):
+    if not model[keys[0]]:
+      return {'architectures': [bare]}
+    return {'architectures': [full]} | {name: value for field in fields for name, value in field.write(model).items()}
+
+  return Field(('architectures', *(name for field in fields for name in field.names)), read, write)
+
+
 def equal(theirs: str, other: str, ours: str, default) -> Field:
   """A field that must agree with another, since our key `ours` is both."""
 
@@ -120,26 +143,29 @@ COMMON = (
   must('auto_map', None),
   must('pruned_heads', None, {}, []),
   must('cross_attention_hidden_size', None),
-  free(
-    *(
-      '_name_or_path',
-      'architectures',
-      'model_type',
-      'transformers_version',
-      'dtype',
-      'torch_dtype',
-      'tokenizer_class',
+  *map(
+    free,
+    (
+      *(
+        '_name_or_path',
+        'architectures',
+        'model_type',
+        'transformers_version',
+        'dtype',
+        'torch_dtype',
+        'tokenizer_class',
+      ),
+      *('bos_token_id', 'eos_token_id', 'pad_token_id', 'sep_token_id', 'decoder_start_token_id', 'prefix'),
+      *('initializer_range', 'use_cache', 'output_hidden_states', 'output_attentions', 'return_dict', 'is_decoder'),
+      *('chunk_size_feed_forward', 'id2label', 'label2id', 'problem_type', 'task_specific_params', 'finetuning_task'),
+      *('_attn_implementation_autoset', 'attn_implementation', '_attn_implementation', 'torchscript', 'use_bfloat16'),
+      *('gradient_checkpointing', 'tf_legacy_loss', 'tie_encoder_decoder', 'return_dict_in_generate', 'output_scores'),
+      *('max_length', 'min_length', 'do_sample', 'early_stopping', 'num_beams', 'num_beam_groups', 'diversity_penalty'),
+      *('temperature', 'top_k', 'top_p', 'typical_p', 'repetition_penalty', 'length_penalty', 'no_repeat_ngram_size'),
+      *('encoder_no_repeat_ngram_size', 'bad_words_ids', 'num_return_sequences', 'forced_bos_token_id'),
+      *('forced_eos_token_id', 'remove_invalid_values', 'exponential_decay_length_penalty', 'suppress_tokens'),
+      *('begin_suppress_tokens'),
     ),
-    *('bos_token_id', 'eos_token_id', 'pad_token_id', 'sep_token_id', 'decoder_start_token_id', 'prefix'),
-    *('initializer_range', 'use_cache', 'output_hidden_states', 'output_attentions', 'return_dict', 'is_decoder'),
-    *('chunk_size_feed_forward', 'id2label', 'label2id', 'problem_type', 'task_specific_params', 'finetuning_task'),
-    *('_attn_implementation_autoset', 'attn_implementation', '_attn_implementation', 'torchscript', 'use_bfloat16'),
-    *('gradient_checkpointing', 'tf_legacy_loss', 'tie_encoder_decoder', 'return_dict_in_generate', 'output_scores'),
-    *('max_length', 'min_length', 'do_sample', 'early_stopping', 'num_beams', 'num_beam_groups', 'diversity_penalty'),
-    *('temperature', 'top_k', 'top_p', 'typical_p', 'repetition_penalty', 'length_penalty', 'no_repeat_ngram_size'),
-    *('encoder_no_repeat_ngram_size', 'bad_words_ids', 'num_return_sequences', 'forced_bos_token_id'),
-    *('forced_eos_token_id', 'remove_invalid_values', 'exponential_decay_length_penalty', 'suppress_tokens'),
-    *('begin_suppress_tokens'),
   ),
 )
 

@@ -34,6 +34,7 @@ class Pretrained:
     shapes: of our parameters, by path.
     places: where each tensor stands among them, in the order in which `parts` reads.
     tensors: where each is stored.
+    carried: where those are stored that nothing here reads and an export gives back, see `Family.carried`.
     kept: files that an export gives back as they are, by name.
   """
 
@@ -45,6 +46,7 @@ class Pretrained:
   shapes: dict[str, tuple[int, ...]]
   places: dict[str, rules.Place]
   tensors: dict[str, files.Tensor]
+  carried: dict[str, files.Tensor]
   kept: dict[str, bytes]
 
   def parts(self) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
@@ -81,7 +83,7 @@ class Pretrained:
   @property
   def dtypes(self) -> dict[str, str]:
     """Name of the dtype of each tensor in its file."""
-    return {name: files.dtype_name(tensor.dtype) for name, tensor in self.tensors.items()}
+    return {name: files.dtype_name(tensor.dtype) for name, tensor in (self.tensors | self.carried).items()}
 
   def _on_devices(self, path, sharding):
     shape = self.shapes[path]
@@ -117,9 +119,9 @@ def read(directory: str | pathlib.Path) -> Pretrained:
     raise FieldError(f'{directory}/config.json: {error}') from error
   shapes = parameter_shapes(config.model)
   places = rules.places(family.rules, shapes)
-  tensors = _matched(files.tensors(directory), family, places, directory)
+  tensors, carried = _matched(files.tensors(directory), family, places, directory)
   tokenizer, kept = tokenizer_files.read(directory, original)
-  return Pretrained(directory, family, original, config, tokenizer, shapes, places, tensors, kept)
+  return Pretrained(directory, family, original, config, tokenizer, shapes, places, tensors, carried, kept)
 
 
 def recognise(original: Mapping, directory) -> Family:
@@ -143,6 +145,7 @@ def to_config(family: Family, original: Mapping):
   ours = family.fields.read(original)
   length = ours.pop(LENGTH)
   config = base.get_config()
+  config.objective.name = family.objective
   config.model.update(ours)
   with config.unlocked():
     config.model = model_lib.resolve(config.model)
@@ -180,16 +183,19 @@ def _read_config(directory) -> dict:
     raise ValueError(f'{path} is damaged ({error}); fetch it again') from error
 
 
-def _matched(stored, family, places, directory) -> dict[str, files.Tensor]:
-  """The stored tensors under the names of `places`. Raises ValueError where the two do not agree."""
+def _matched(stored, family, places, directory) -> tuple[dict[str, files.Tensor], dict[str, files.Tensor]]:
+  """The stored tensors under the names of `places`, and the carried. Raises ValueError where the two do not agree."""
+  stored = {family.name_today(name): tensor for name, tensor in stored.items()}
   if family.prefix and not places.keys() & stored.keys():
     stored = {family.prefix + name: tensor for name, tensor in stored.items()}
-  found, unexpected = {}, []
+  found, carried, unexpected = {}, {}, []
   for name, tensor in stored.items():
     if name in places:
       found[name] = tensor
     elif name in family.duplicates and family.duplicates[name] in stored:
       _check_equal(name, tensor, family.duplicates[name], stored[family.duplicates[name]])
+    elif family.is_carried(name):
+      carried[name] = tensor
     elif not family.is_buffer(name):
       unexpected.append(name)
   for words, names in (('lacks', sorted(places.keys() - found.keys())), ('has, beyond its config.json,', unexpected)):
@@ -203,7 +209,7 @@ def _matched(stored, family, places, directory) -> dict[str, files.Tensor]:
       )
     if not jnp.issubdtype(found[name].dtype, jnp.floating):
       raise files.FilesError(f'{directory}: {name} holds {found[name].dtype}; quantised weights are not read')
-  return {name: found[name] for name in places}
+  return {name: found[name] for name in places}, carried
 
 
 def _check_equal(name, tensor, other_name, other):

@@ -28,6 +28,8 @@ class Rule:
     interleaved: the fused alternate for each index of the first output dimension: q, k, v of head 0, then of head 1.
     batch: leading dimensions of both, in front of a matrix.
     flat: False: theirs has our dimensions one by one.
+    ones: dimensions of 1 in front of theirs.
+    tied: only where the head is (True) or is not (False) the embedding's table; None: in either case.
   """
 
   theirs: str
@@ -37,6 +39,8 @@ class Rule:
   interleaved: bool = False
   batch: int = 0
   flat: bool = True
+  ones: int = 0
+  tied: bool | None = None
 
   def shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The shape of theirs, given those of ours."""
@@ -44,7 +48,7 @@ class Rule:
     if self.flat:
       inputs = (math.prod(inputs),) if self.inputs else ()
       outputs = (sum(math.prod(self._parts(shape)[2]) for shape in shapes),)
-    return batch + (outputs + inputs if self.transposed else inputs + outputs)
+    return (1,) * self.ones + batch + (outputs + inputs if self.transposed else inputs + outputs)
 
   def split(self, tensor: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
     """What theirs holds of each of ours, mostly as views."""
@@ -145,7 +149,8 @@ def places(rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]]) -> dict
   Raises:
     ValueError: rules leave a leaf out or claim it twice, which is a defect of the family.
   """
-  found = {}
+  found, is_tied = {}, 'head/table' not in shapes
+  rules = [rule for rule in rules if rule.tied in (None, is_tied)]
   for rule in rules:
     if _LAYER not in rule.ours[0]:
       found |= _placed(rule, shapes, rule.theirs, rule.ours, ())

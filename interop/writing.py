@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -32,15 +33,17 @@ class Origin:
     config: its config.json; {} where the model came from nowhere.
     dtypes: of its tensors by name, see `files.DTYPES`.
     kept: files of the tokenizer and of text generation, by name.
+    carried: where the tensors are that nothing here reads, by name, see `Family.carried`.
   """
 
   config: dict = dataclasses.field(default_factory=dict)
   dtypes: dict[str, str] = dataclasses.field(default_factory=dict)
   kept: dict[str, bytes] = dataclasses.field(default_factory=dict)
+  carried: dict[str, files.Tensor] = dataclasses.field(default_factory=dict)
 
   @classmethod
   def of(cls, pretrained: reading.Pretrained) -> 'Origin':
-    return cls(pretrained.original, pretrained.dtypes, pretrained.kept)
+    return cls(pretrained.original, pretrained.dtypes, pretrained.kept, pretrained.carried)
 
   @classmethod
   def load(cls, directory: pathlib.Path) -> 'Origin':
@@ -48,7 +51,9 @@ class Origin:
     if not directory.is_dir():
       return cls()
     config, dtypes = (json.loads((directory / name).read_text(encoding='utf-8')) for name in _OWN)
-    return cls(config, dtypes, {file.name: file.read_bytes() for file in directory.iterdir() if file.name not in _OWN})
+    carried = files.tensors(directory) if (directory / files.ONE_FILE).is_file() else {}
+    other = [file for file in directory.iterdir() if file.name not in (*_OWN, files.ONE_FILE)]
+    return cls(config, dtypes, {file.name: file.read_bytes() for file in other}, carried)
 
   def save(self, directory: pathlib.Path) -> None:
     with cache.new_directory(directory) as unfinished:
@@ -56,6 +61,10 @@ class Origin:
         (unfinished / name).write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
       for name, content in self.kept.items():
         (unfinished / name).write_bytes(content)
+      if self.carried:
+        specs = {name: (tensor.dtype, tensor.shape) for name, tensor in self.carried.items()}
+        arrays = ((name, tensor.read()) for name, tensor in self.carried.items())
+        files.write(unfinished, specs, arrays, shard_bytes=2**63)
 
 
 _OWN = ('config.json', 'dtypes.json')
@@ -98,23 +107,33 @@ def write(
     raise ValueError(f'{directory} is there already; name a new directory')
   chosen, written = choose(config, origin.config, family)
   places = rules.places(chosen.rules, reading.parameter_shapes(config.model))
-  known = origin.dtypes if origin.config.get('model_type') == chosen.name else {}
-  dtypes = {name: files.DTYPES[dtype or known.get(name, 'F32')] for name in places}
-  specs = {name: (dtypes[name], place.shape) for name, place in places.items()}
+  at_home = origin.config.get('model_type') == chosen.name
+  known, carried = (origin.dtypes, origin.carried) if at_home else ({}, {})
+  copied = {other: name for name, other in chosen.copies.items() if other in places and name not in carried}
+  copies = {name: places[other] for other, name in copied.items()}
+  dtypes = {name: files.DTYPES[dtype or known.get(name, 'F32')] for name in [*places, *carried, *copies]}
+  head = {'architectures': [chosen.architectures[0]], 'model_type': chosen.name}
+  if at_home and 'architectures' in origin.config:
+    head['architectures'] = origin.config['architectures']
+  head |= written
+  named = functools.partial(chosen.name_in, (head['architectures'] or [''])[0])
+  specs = {named(name): (dtypes[name], tensor.shape) for name, tensor in (places | carried | copies).items()}
 
   def arrays():
     for name, place in places.items():
-      yield name, place.join([read(path, place.index, dtypes[name]) for path in place.paths])
+      array = place.join([read(path, place.index, dtypes[name]) for path in place.paths])
+      yield named(name), array
+      if name in copied:
+        yield named(copied[name]), array.astype(dtypes[copied[name]])
+    for name, tensor in carried.items():
+      yield named(name), tensor.read().astype(dtypes[name])
 
   usual = collections.Counter(dtypes.values()).most_common(1)[0][0]
-  head = {'architectures': [chosen.architectures[0]], 'model_type': chosen.name}
-  if 'architectures' in origin.config and origin.config.get('model_type') == chosen.name:
-    head['architectures'] = origin.config['architectures']
   tokens = tokenizer_files.write(tokenizer, origin.kept, config.data.sequence_length)
   ids = {} if origin.config else tokenizer_files.special_ids(tokenizer)
   with cache.new_directory(directory) as unfinished:
     files.write(unfinished, specs, arrays(), shard_bytes)
-    described = head | written | ids | {'dtype': _TORCH_NAMES[files.dtype_name(usual)]}
+    described = head | ids | {'dtype': _TORCH_NAMES[files.dtype_name(usual)]}
     described = {name: value for name, value in described.items() if name != 'torch_dtype'}
     texts = {'config.json': json.dumps(described, indent=2) + '\n', 'README.md': card(chosen)}
     if 'generation_config.json' not in tokens:

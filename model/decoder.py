@@ -136,21 +136,22 @@ class SingleStack(Model):
 
 
 class Decoder(SingleStack):
-  """A transformer of one tower that generates."""
+  """A transformer of one tower that generates; with visibility PREFIX each token of a prompt sees all of it."""
 
-  def prefill(self, params, stream: Stream, slots: int, visibility: Visibility = Visibility.CAUSAL):
+  def prefill(self, params, stream: Stream, slots: int):
     """Reads prompts in one pass.
 
     Args:
       params: the parameters, those of `unstacked` or not.
       stream: prompts [B, L], padded on the left with segment 0.
       slots: of the cache, at least the prompts' and those of the tokens that will follow.
-      visibility: causal or prefix.
 
     Returns:
       float32 logits [B, V] of the first new token, and the cache.
     """
-    return self._continue(params, self.tower.empty_cache(len(stream.tokens), slots), stream, visibility)
+    if self.visibility is Visibility.PREFIX:
+      stream = dataclasses.replace(stream, order=jnp.zeros_like(stream.tokens))
+    return self._continue(params, self.tower.empty_cache(len(stream.tokens), slots), stream, self.visibility)
 
   def extend(self, params, cache: Cache, token_B, position_B):
     """Reads one more token a row, int32 [B] with its position; returns float32 logits [B, V] of the next, the cache."""

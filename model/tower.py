@@ -9,8 +9,9 @@ from flax import nnx
 
 from model import counts, latent, layers, relative
 from model import positions as pos
-from model.block import Block, segments
+from model.block import Block
 from model.context import Cache, Context, for_self_attention
+from model.pattern import segments
 from model.stack import Stack, logical_axes
 from model.stream import Stream, Visibility
 from parallel import axes as ax

@@ -44,6 +44,9 @@ class TokenPrediction:
   def reserved(cls, objective_config) -> tuple[str, ...]:
     return ()
 
+  def generator(self, model):
+    return model
+
   def mean(self, model, params, hidden_BxLxD, labels_BxL, layer_metrics):
     """The mean over labels that count, label smoothing, z-loss and auxiliary losses of layers included.
 

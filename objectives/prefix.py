@@ -34,6 +34,10 @@ class Prefix(Causal):
       'order': np.where(positions < prefix_BxL, np.int32(0), positions),
     }
 
+  def generator(self, model):
+    """The model that takes prompts for prefixes."""
+    return dataclasses.replace(model, visibility=Visibility.PREFIX)
+
   def loss(self, model):
     def loss(params, batch, rng):
       hidden_BxLxD, metrics = model.hidden(params, stream(batch), rng, Visibility.PREFIX)

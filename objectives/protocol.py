@@ -53,6 +53,9 @@ class Objective(Protocol):
     over: microbatches are weighted by it. `rng` is a PRNG key for dropout, or None.
     """
 
+  def generator(self, model):
+    """The model as it continues texts; not called where `generates` is False."""
+
   def summarize(self, metrics: dict[str, Metric], bytes_per_target: float) -> dict[str, float]:
     """What is reported of metrics that were added up over any part of the data.
 

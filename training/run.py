@@ -64,7 +64,8 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
     writer = stack.enter_context(metrics_lib.MetricsWriter(workdir, progress.step, config.train.tensorboard))
     sample = None
     if sampler and objective.generates:
-      sample = directory.sample_writer(config, program.model, dataset.tokenizer, sampler, workdir, console)
+      generator = objective.generator(program.model)
+      sample = directory.sample_writer(config, generator, dataset.tokenizer, sampler, workdir, console)
     loop = Loop(config, program, dataset, batches, state, progress, checkpoints, writer, console, sample)
     if loop.finished and directory.summary_step(workdir) == progress.step:
       advice = resuming.how_to_go_on(config, progress, program.lengths.run)

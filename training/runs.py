@@ -8,6 +8,7 @@ import pathlib
 import jax
 
 import model as model_lib
+import objectives
 import precision
 from data import tokenizers
 from training import arrays as arrays_lib
@@ -38,10 +39,11 @@ class Run:
   metrics: list[dict]
   workdir: pathlib.Path
 
-  @property
+  @functools.cached_property
   def decoder(self) -> precision.Decoder:
-    """The model under the precision that it was trained with, for generation."""
-    return precision.Decoder(self.model, precision.policy(self.config.precision))
+    """The model as it generates, under the precision that it was trained with."""
+    model = objectives.create(self.config.objective).generator(self.model)
+    return precision.Decoder(model, precision.policy(self.config.precision))
 
   @functools.cached_property
   def decoding_params(self) -> dict:

@@ -57,6 +57,26 @@ DEEPSEEK = EXPERTS | {
   'topk_group': 2,
   'rms_norm_eps': 0.1,
 }
+BERT = {
+  'hidden_size': 16,
+  'intermediate_size': 20,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 4,
+  'max_position_embeddings': 16,
+}
+MODERNBERT = {
+  'hidden_size': 16,
+  'intermediate_size': 20,
+  'num_hidden_layers': 4,
+  'num_attention_heads': 2,
+  'local_attention': 5,
+  'rope_parameters': {
+    'full_attention': {'rope_type': 'default', 'rope_theta': 500.0},
+    'sliding_attention': {'rope_type': 'default', 'rope_theta': 50.0},
+  },
+  **dict.fromkeys(('cls_token_id', 'sep_token_id'), 1),
+}
+XLNET = {'d_model': 16, 'd_inner': 20, 'n_layer': 2, 'n_head': 2}
 NO_DROPOUT = {'resid_pdrop': 0.0, 'embd_pdrop': 0.0, 'attn_pdrop': 0.0}
 
 
@@ -142,8 +162,29 @@ MODELS = {
     | {'first_k_dense_replace': 0, 'qk_rope_head_dim': 8, 'qk_nope_head_dim': 3, 'n_group': 1, 'topk_group': 1}
     | {'norm_topk_prob': False, 'routed_scaling_factor': 1.7, 'n_routed_experts': 4},
   ),
+  'bert': ('BertForPreTraining', OURS | BERT),
+  'bert_untied': (
+    'BertForMaskedLM',
+    OURS | BERT | {'tie_word_embeddings': False, 'type_vocab_size': 3, 'hidden_act': 'relu', 'layer_norm_eps': 0.1},
+  ),
+  'roberta': ('RobertaForMaskedLM', OURS | BERT | {'type_vocab_size': 1, 'pad_token_id': 1, 'layer_norm_eps': 1e-5}),
+  'modernbert': ('ModernBertForMaskedLM', OURS | MODERNBERT),
+  'modernbert_biases': (
+    'ModernBertForMaskedLM',
+    OURS
+    | MODERNBERT
+    | dict.fromkeys(('mlp_bias', 'norm_bias', 'attention_bias', 'classifier_bias'), True)
+    | {'decoder_bias': True, 'tie_word_embeddings': False, 'num_hidden_layers': 2, 'norm_eps': 0.1}
+    | {'layer_types': ['sliding_attention', 'full_attention']},
+  ),
+  'xlnet': ('XLNetLMHeadModel', OURS | XLNET),
+  'xlnet_untied': ('XLNetLMHeadModel', OURS | XLNET | {'tie_word_embeddings': False, 'layer_norm_eps': 0.1}),
 }
-POSITIONLESS = ('BloomForCausalLM', 'MptForCausalLM')  # their code derives places from the mask
+TYPES = {'bert': 2, 'bert_untied': 3, 'xlnet': 2}  # token types that are told apart, by golden file
+TWO_STREAMS = ('xlnet_untied',)
+ENCODERS = ('Bert', 'Roberta', 'ModernBert', 'XLNet')
+# Their code derives places from the mask, or from the tokens of padding.
+POSITIONLESS = ('BloomForCausalLM', 'MptForCausalLM', 'RobertaForMaskedLM', 'XLNetLMHeadModel')
 
 
 def make(name):
@@ -163,7 +204,10 @@ def make(name):
   mask = np.ones((len(PADDING), LENGTH), np.int64)
   for row, (left, right) in zip(mask, PADDING):
     row[:left], row[LENGTH - right :] = 0, 0
-  tokens = np.random.default_rng(0).integers(options['vocab_size'], size=mask.shape)
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(options['vocab_size'], size=mask.shape)
+  if options['pad_token_id'] is not None:
+    tokens = np.where(mask, np.where(tokens == options['pad_token_id'], 2, tokens), options['pad_token_id'])
   inputs = {'input_ids': torch.from_numpy(tokens), 'attention_mask': torch.from_numpy(mask)}
   # Dynamic scaling goes by the longest row of a batch: here all reach the same position.
   dynamic = options.get('rope_parameters', {}).get('rope_type') == 'dynamic'
@@ -171,13 +215,31 @@ def make(name):
   positions = np.maximum(positions, 0)
   if architecture not in POSITIONLESS:
     inputs['position_ids'] = torch.from_numpy(positions)
-  logits = model(**inputs, use_cache=False).logits
-  labels = torch.from_numpy(np.where(mask[:, 1:] * mask[:, :-1], tokens[:, 1:], -100))
-  loss = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), labels.reshape(-1))
+  golden = {'tokens': tokens, 'mask': mask, 'positions': positions}
+  if name in TYPES:
+    golden['token_types'] = rng.integers(TYPES[name], size=mask.shape)
+    inputs['token_type_ids'] = torch.from_numpy(golden['token_types'])
+  labels = np.where(np.pad(mask[:, 1:] * mask[:, :-1], ((0, 0), (0, 1))), np.roll(tokens, -1, axis=1), -100)
+  if name in TWO_STREAMS:
+    golden['order'], golden['targets'] = factorisation(mask, rng)
+    inputs |= two_streams(golden['order'], golden['targets'])
+    labels = np.take_along_axis(tokens, np.maximum(golden['targets'], 0), axis=1)
+    labels = np.where(golden['targets'] < 0, -100, labels)
+  if architecture.startswith(ENCODERS):
+    hidden = model.base_model(**inputs)[0].detach().numpy()
+    golden['hidden'] = hidden * (labels >= 0 if name in TWO_STREAMS else mask)[:, :, None]
+  else:
+    inputs['use_cache'] = False
+  outputs = model(**inputs)
+  logits = outputs.prediction_logits if architecture == 'BertForPreTraining' else outputs.logits
+  loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(labels).flatten())
   loss.backward()
-  golden = {'tokens': tokens, 'mask': mask, 'positions': positions, 'loss': loss.item()}
-  golden['logits'] = logits.detach().numpy() * mask[:, :, None]
-  gradients = {key: parameter.grad for key, parameter in model.named_parameters(remove_duplicate=False)}
+  golden['loss'] = loss.item()
+  golden['logits'] = logits.detach().numpy() * (labels >= 0 if name in TWO_STREAMS else mask)[:, :, None]
+  gradients = {
+    key: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    for key, parameter in model.named_parameters(remove_duplicate=False)
+  }
   gradients |= {key: torch.zeros_like(buffer) for key, buffer in buffers.items()}
   weights, described = saved(model, None)
   golden['config'] = json.dumps(described)
@@ -186,6 +248,23 @@ def make(name):
   np.savez_compressed(FOLDER / f'{name}.npz', **golden)
   size = (FOLDER / f'{name}.npz').stat().st_size
   print(f'{name}: {size / 1e3:.0f} kB, loss {loss.item():.2f}, logits up to {logits.abs().max().item():.1f}')
+
+
+def factorisation(mask, rng):
+  """An order of the tokens of each row, 0 where they are context, and the places of the others; -1 = none."""
+  order, targets = np.zeros_like(mask), np.full((len(mask), 5), -1)
+  for row, of_row, number in zip(mask, zip(order, targets), (5, 3, 4)):
+    chosen = rng.permutation(np.flatnonzero(row))[:number]
+    of_row[0][chosen], of_row[1][:number] = 1 + np.arange(number), rng.permutation(chosen)
+  return order, targets
+
+
+def two_streams(order, targets):
+  """XLNet's `perm_mask`, 1 where a token does not see another, and `target_mapping`."""
+  own, other = order[:, :, None], order[:, None, :]
+  perm_mask = (other > own) | ((other == own) & (own > 0))
+  target_mapping = targets[:, :, None] == np.arange(order.shape[1])
+  return {'perm_mask': torch.from_numpy(perm_mask).float(), 'target_mapping': torch.from_numpy(target_mapping).float()}
 
 
 def saved(model, state):

@@ -1,5 +1,7 @@
 """Who sees whom: every visibility against a mask by hand, cross-attention, and the cache that both share."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,8 +66,8 @@ def test_a_prefix_model_generates_as_it_reads():
   model, params = decoder()
   whole = row(PREFIX)
   logits = model.logits(params, model.hidden(params, whole, visibility=Visibility.PREFIX)[0])
-  prompt = jax.tree.map(lambda x: x[:, :3], whole)
-  step, cache = model.prefill(params, prompt, 8, Visibility.PREFIX)
+  prompt = Stream(whole.tokens[:, :3], whole.positions[:, :3], whole.segment_ids[:, :3])
+  step, cache = dataclasses.replace(model, visibility=Visibility.PREFIX).prefill(params, prompt, 8)
   np.testing.assert_allclose(step, logits[:, 2], rtol=1e-4, atol=1e-5)
   for i in range(3, LENGTH):
     step, cache = model.extend(params, cache, whole.tokens[:, i], whole.positions[:, i])

@@ -153,7 +153,14 @@ MODELS = {
     | rope('yarn', original_max_position_embeddings=6, beta_fast=4.0, truncate=False)
     | {'num_local_experts': 5, 'head_dim': 8, 'sliding_window': 3},
   ),
+  'gpt_oss_layer': (
+    'GptOssForCausalLM',
+    EXPERTS
+    | rope('yarn', original_max_position_embeddings=6, beta_fast=4.0, truncate=False)
+    | {'num_local_experts': 4, 'head_dim': 8, 'sliding_window': 3, 'num_hidden_layers': 1},
+  ),
   'deepseek': ('DeepseekV3ForCausalLM', DEEPSEEK),
+  'deepseek_layer': ('DeepseekV3ForCausalLM', DEEPSEEK | {'num_hidden_layers': 1, 'first_k_dense_replace': 0}),
   'deepseek_yarn': (
     'DeepseekV3ForCausalLM',
     DEEPSEEK

@@ -213,6 +213,13 @@ def test_a_bert_of_the_first_release_without_a_head_keeps_its_pooler(tmp_path, c
   assert all(after[name].tobytes() == before[name].tobytes() for name in after)
 
 
+def test_a_bert_without_token_types_is_none(tmp_path):
+  config = goldens.pretrained('bert', tmp_path).config.copy_and_resolve_references()
+  config.model.token_types = 0
+  with pytest.raises(ValueError, match='model.token_types=0 cannot be written as BERT'):
+    interop.writing.choose(config, {}, 'bert')
+
+
 @pytest.mark.parametrize(
   'name, fields, words',
   [

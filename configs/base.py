@@ -120,6 +120,7 @@ def _rope():
   rope.theta = number(10000.0, above=0)  # base of the wavelengths
   rope.local_theta = number(0.0, at_least=0)  # base of local layers, which are then not rescaled; 0 = as the others
   rope.fraction = number(1.0, above=0)  # share of a head's dimensions that is rotated, at most 1
+  rope.interleaved = flag(False)  # pairs that turn are neighbours, not half the rotated share apart; DeepSeek
   rope.scaling = choice('none', 'linear', 'dynamic', 'yarn', 'llama3')  # of wavelengths, for longer texts
   rope.factor = number(1.0, above=0)  # by which texts are longer than in training
   rope.original_length = count(0)  # dynamic, yarn, llama3: tokens of a text in training
@@ -153,7 +154,17 @@ def _attention():
   attention.implementation = choice('auto', 'reference', 'blockwise', 'cudnn', 'hopper', 'tpu')  # the kernel
   attention.window = count(0)  # tokens that a local layer sees to a side, itself included; 0 = there is none
   attention.pattern = tuple_of(choice('global', 'local'), default=('global',))  # of layers, repeated from the first on
+  attention.latent = _latent()
   return attention
+
+
+def _latent():
+  latent = _group('model.attention.latent')  # DeepSeek-V2; model.head_dim is the whole width of queries and keys
+  latent.key_value_rank = count(0)  # width of the vector that keys and values are made from; 0 = off
+  latent.query_rank = count(0)  # width of the vector that queries are made from; 0 = from the residual stream
+  latent.rotary_dim = count(0)  # part of head_dim that rope turns, whose key all heads share
+  latent.value_dim = count(0)  # width of a value; 0 = head_dim
+  return latent
 
 
 def _moe():

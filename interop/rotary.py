@@ -29,19 +29,25 @@ _TYPES = {
 _OURS = {name: 'none' if name == 'default' else name for name in _TYPES}
 
 
-def rotary(theta: str = 'rope_theta', fraction: str = 'partial_rotary_factor', default_fraction: float = 1.0) -> Field:
+def rotary(
+  theta: str = 'rope_theta',
+  fraction: str = 'partial_rotary_factor',
+  default_fraction: float = 1.0,
+  default_theta: float = 10000.0,
+) -> Field:
   """The fields of rotary positions that are the same in every layer.
 
   Args:
     theta: name of the base of the wavelengths where it stands alone.
     fraction: name of the share of a head that is rotated where it stands alone.
-    default_fraction: what their absence means.
+    default_fraction: what its absence means.
+    default_theta: what the absence of the base means.
   """
 
   def read(values):
     entries = values.get('rope_parameters') or values.get('rope_scaling') or {}
     where = 'rope_parameters' if values.get('rope_parameters') else 'rope_scaling'
-    ours = read_entries(entries, where, values.get(theta, 10000.0), values.get(_LENGTH, 0))
+    ours = read_entries(entries, where, values.get(theta, default_theta), values.get(_LENGTH, 0))
     share = entries.get('partial_rotary_factor', values.get(fraction, default_fraction))
     return ours | {'rope.fraction': float(share)}
 

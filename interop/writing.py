@@ -17,10 +17,10 @@ from interop.families import FAMILIES
 from interop.family import Family
 from interop.fields import LENGTH, FieldError
 
-# Of a model: how it is initialised, regularised and computed, which does not change what it says of a text.
+# Of a model: how it is initialised, trained and computed, which does not change what it says of a text.
 _UNSAID = (
   *('init', 'init_scale', 'init_depth_scaling', 'layer_loop', 'remat', 'attention.implementation'),
-  *('dropout_rate', 'attention.dropout_rate'),
+  *('dropout_rate', 'attention.dropout_rate', 'moe.balance_loss', 'moe.z_loss', 'moe.jitter', 'moe.implementation'),
 )
 _TORCH_NAMES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16', 'F64': 'float64'}
 
@@ -203,4 +203,9 @@ def _matters(key, ours) -> bool:
   """Whether anything reads the key in this model."""
   if key == 'max_length':
     return ours['positions'] == 'learned'
+  has_experts = ours['moe.num_experts'] > 0
+  if key == 'mlp_dim':
+    return not has_experts or ours['moe.first_dense'] > 0 or ours['moe.every'] > 1
+  if key.startswith('moe.') and key != 'moe.num_experts':
+    return has_experts
   return not key.startswith('rope') or ours['positions'] == 'rope'

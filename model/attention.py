@@ -29,9 +29,10 @@ class Attention(layers.Module):
     self.dropout_rate = attention_config.dropout_rate
     self.implementation = attention_config.implementation
     embed, head_dim = model_config.embed_dim, model_config.head_dim
+    self.interleaved = model_config.rope.interleaved
     self.scale = attention_config.scale or head_dim**-0.5
     self.softcap = attention_config.softcap or None
-    bias_in, bias_out = _biases(model_config)
+    bias_in, bias_out = biases(model_config)
     inner, outer = (embed,), (ax.EMBED,)
 
     def projection(name, heads, axis):
@@ -66,16 +67,21 @@ class Attention(layers.Module):
       cache: (keys, values), each [B, S, G, K], or None.
     """
     rotation = context.rotations[self.window > 0]
-    q = _placed(self.query(x_q_BxLxD), self.query_norm, rotation)
+    q = self._placed(self.query(x_q_BxLxD), self.query_norm, rotation)
     if x_kv_BxSxD is None:
       k, v = cache
     else:
-      new = _placed(self.key(x_kv_BxSxD), self.key_norm, rotation), self.value(x_kv_BxSxD)
+      new = self._placed(self.key(x_kv_BxSxD), self.key_norm, rotation), self.value(x_kv_BxSxD)
       (k, v), cache = context.remember(new, cache, self.window)
     spec = context.spec(window=self.window, dropout_rate=self.dropout_rate, key=key)
     q, spec = self._placed_apart(q, k.shape[1], context, spec)
     attended = self._attend(q, k, v, spec, context.first)
     return self.out(attended), cache
+
+  def _placed(self, x, norm, rotation):
+    if norm is not None:
+      x = norm(x)
+    return x if rotation is None else turned(x, rotation, self.interleaved)
 
   def _placed_apart(self, q, keys, context, spec):
     """The queries, and the spec with what distances and heads of their own do to the logits."""
@@ -98,19 +104,16 @@ class Attention(layers.Module):
     return attended + self.relative_value(probabilities(q, k, spec, lse), first)
 
 
-def _biases(model_config) -> tuple[bool, bool]:
+def biases(model_config) -> tuple[bool, bool]:
   """Whether queries, keys and values have a bias, and whether the output has."""
   by_name = {'model': (model_config.use_bias,) * 2, 'none': (False, False), 'qkv': (True, False), 'all': (True, True)}
   return by_name[model_config.attention.bias]
 
 
-def _placed(x, norm, rotation):
-  if norm is not None:
-    x = norm(x)
-  if rotation is not None:
-    with jax.named_scope('rotary'):
-      x = pos.rotate(x, rotation)
-  return x
+def turned(x, rotation, interleaved: bool):
+  """Queries or keys, rotated."""
+  with jax.named_scope('rotary'):
+    return pos.rotate(x, rotation, interleaved)
 
 
 def attend(q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, spec: AttentionSpec, implementation: str, return_lse: bool = False):

@@ -68,6 +68,9 @@ def resolve(model_config):
       gated = -(-8 * model_config.embed_dim // (3 * 64)) * 64
       model_config.mlp_dim = gated if model_config.gated_mlp else 4 * model_config.embed_dim
     model_config.moe.mlp_dim = model_config.moe.mlp_dim or model_config.mlp_dim
+    latent_config = model_config.attention.latent
+    if latent_config.key_value_rank:
+      latent_config.value_dim = latent_config.value_dim or model_config.head_dim
   if model_config.vocab_size == 0:
     raise ValueError("model.vocab_size=0 means the tokenizer's size, which is not known here; set model.vocab_size")
   if model_config.positions == 'learned' and model_config.max_length == 0:
@@ -92,8 +95,38 @@ def check(model_config) -> None:
       f'model.num_kv_heads={kv_heads} does not divide model.num_heads={heads}; choose a divisor, 0 for '
       'as many, or 1 for multi-query'
     )
-  for check_part in (_check_positions, _check_blocks, _check_experts, _check_family):
+  for check_part in (_check_latent, _check_positions, _check_blocks, _check_experts, _check_family):
     check_part(model_config)
+
+
+def _check_latent(model_config):
+  latent_config, attention_config = model_config.attention.latent, model_config.attention
+  if not latent_config.key_value_rank:
+    for key in ('query_rank', 'rotary_dim', 'value_dim'):
+      if latent_config[key]:
+        raise ValueError(
+          f'model.attention.latent.{key}={latent_config[key]} is of latent attention, which is off; set '
+          f'model.attention.latent.key_value_rank, or model.attention.latent.{key}=0'
+        )
+    return
+  head_dim = model_config.head_dim or model_config.embed_dim // model_config.num_heads
+  if latent_config.rotary_dim > head_dim:
+    raise ValueError(
+      f'model.attention.latent.rotary_dim={latent_config.rotary_dim} is a part of a head, but the head has '
+      f'{head_dim} dimensions; set a larger model.head_dim'
+    )
+  for key, value, allowed in (
+    ('family', model_config.family, ('decoder', 'encoder')),
+    ('positions', model_config.positions, ('rope',)),
+    ('num_kv_heads', model_config.num_kv_heads, (0, model_config.num_heads)),
+    ('attention.qk_norm', attention_config.qk_norm, (False,)),
+    ('attention.sinks', attention_config.sinks, (False,)),
+  ):
+    if value not in allowed:
+      raise ValueError(
+        f'model.{key}={value!r} does not go with model.attention.latent.key_value_rank='
+        f'{latent_config.key_value_rank}; set model.{key}={allowed[0]!r}, or the rank to 0'
+      )
 
 
 def _check_positions(model_config):
@@ -114,7 +147,9 @@ def _check_positions(model_config):
       f'model.relative.max_distance={relative_config.max_distance}; for example 32 and 128'
     )
   if kind == 'rope':
-    _check_rope(model_config.rope, model_config.head_dim or embed_dim // model_config.num_heads)
+    head_dim = model_config.head_dim or embed_dim // model_config.num_heads
+    latent_config = model_config.attention.latent
+    _check_rope(model_config.rope, latent_config.rotary_dim if latent_config.key_value_rank else head_dim)
 
 
 def _check_rope(rope_config, head_dim):

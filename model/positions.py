@@ -101,11 +101,17 @@ def _llama3_frequencies(rope_config, dim):
   return frequencies * ((1 - kept) / rope_config.factor + kept)
 
 
-def rotate(x_BxLxHxK, rotation):
+def rotate(x_BxLxHxK, rotation, interleaved: bool = False):
   """Rotates the pairs (x_i, x_{i + R/2}) of the first R dimensions by their angles: the half-split layout of GPT-NeoX
-  and LLaMA weights. Dimensions beyond R, for which there are no angles, stay as they are."""
+  and LLaMA weights; or the pairs (x_{2i}, x_{2i + 1}), `interleaved` as Su et al. and DeepSeek have them. Dimensions
+  beyond R, for which there are no angles, stay as they are."""
   cos, sin = rotation
   rotated = 2 * cos.shape[-1]
+  if interleaved:
+    pairs = x_BxLxHxK[..., :rotated].reshape(*x_BxLxHxK.shape[:-1], -1, 2)
+    first, second = pairs[..., 0], pairs[..., 1]
+    turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.concatenate([turned.reshape(*x_BxLxHxK.shape[:-1], -1), x_BxLxHxK[..., rotated:]], axis=-1)
   first, second = jnp.split(x_BxLxHxK[..., :rotated], 2, axis=-1)
   turned = [first * cos - second * sin, second * cos + first * sin]
   if rotated < x_BxLxHxK.shape[-1]:

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model import counts, layers, relative
+from model import counts, latent, layers, relative
 from model import positions as pos
-from model.block import Block, segments
+from model.block import Block
 from model.context import Cache, Context, for_self_attention
+from model.pattern import segments
 from model.stack import Stack, logical_axes
 from model.stream import Stream, Visibility
 from parallel import axes as ax
@@ -100,7 +101,7 @@ class Tower:
     context, kind = for_self_attention(stream, visibility, cache), self.config.positions
     keys, changes = context.keys.segment_ids.shape[1], {}
     if kind == 'rope':
-      places = stream.positions, self.config.rope, self.config.head_dim
+      places = stream.positions, self.config.rope, latent.rotary_width(self.config)
       changes['rotations'] = pos.rotation(*places), pos.local_rotation(*places) if any(self.windows) else None
     if kind == 'alibi':
       context.check_distances("model.positions='alibi'", "model.positions='rope' or another")
@@ -114,7 +115,7 @@ class Tower:
     """A cache with nothing in it; layers with a window keep that alone, where their positions do not count slots."""
     counts_slots = self.config.positions in ('t5', 'shaw', 'xlnet')
     windows = [0 if counts_slots else window for window in self.windows]
-    return Cache.empty(tuple(windows), rows, slots, self.config.num_kv_heads, self.config.head_dim)
+    return Cache.empty(tuple(windows), rows, slots, self.config.num_kv_heads, latent.cached_width(self.config))
 
   @functools.cached_property
   def windows(self) -> list[int]:

@@ -27,6 +27,7 @@ MLP = 'mlp'
 VOCAB = 'vocab'
 LAYERS = 'layers'
 EXPERTS = 'experts'
+RANK = 'rank'  # of the narrow vectors of latent attention
 LOAD = 'load'  # of numbers that follow the load of experts and not a gradient
 
 Axes = tuple[str | None, ...]

@@ -14,7 +14,7 @@ Rules = dict[str, tuple[str, ...]]
 ZERO_STAGES = (0, 3)
 
 _REPLICATED = dict.fromkeys(
-  ('embed', 'heads', 'kv_heads', 'head_dim', 'mlp', 'vocab', 'layers', 'length', 'experts', 'load'), ()
+  ('embed', 'heads', 'kv_heads', 'head_dim', 'mlp', 'vocab', 'layers', 'length', 'experts', 'rank', 'load'), ()
 )
 _PARAMETER_RULES = {0: _REPLICATED, 3: _REPLICATED | {'embed': ('fsdp',)}}
 _ACTIVATION_RULES = {

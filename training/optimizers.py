@@ -75,7 +75,9 @@ def matrices(logical_axes):
 
   Norms, biases and position tables are False.
   """
-  return _map_axes(lambda axes: ax.EMBED in axes and len(set(_own(axes)) - {ax.LENGTH}) > 1, logical_axes)
+  return _map_axes(
+    lambda axes: bool({ax.EMBED, ax.RANK} & set(axes)) and len(set(_own(axes)) - {ax.LENGTH}) > 1, logical_axes
+  )
 
 
 def _own(axes) -> tuple[str, ...]:
@@ -155,7 +157,7 @@ def _dimension_numbers(axes) -> optax.contrib.MuonDimensionNumbers:
   Weights are stored [layers, inputs, outputs] or [layers, experts, inputs, outputs].
   """
   dimensions = range(len(axes) - len(_own(axes)), len(axes))
-  split = 1 if axes[dimensions[0]] == ax.EMBED else len(dimensions) - 1
+  split = 1 if axes[dimensions[0]] in (ax.EMBED, ax.RANK) else len(dimensions) - 1
   return optax.contrib.MuonDimensionNumbers(tuple(dimensions[:split]), tuple(dimensions[split:]))
 
 

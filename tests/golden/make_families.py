@@ -42,6 +42,21 @@ GEMMA_ROPE = {
   'full_attention': {'rope_type': 'linear', 'rope_theta': 500.0, 'factor': 4.0},
   'sliding_attention': {'rope_type': 'default', 'rope_theta': 50.0},
 }
+EXPERTS = LLAMA | {'num_hidden_layers': 2, 'intermediate_size': 12, 'num_experts_per_tok': 2}
+DEEPSEEK = EXPERTS | {
+  'num_key_value_heads': 4,
+  'qk_nope_head_dim': 6,
+  'qk_rope_head_dim': 4,
+  'v_head_dim': 7,
+  'kv_lora_rank': 5,
+  'q_lora_rank': 9,
+  'n_routed_experts': 6,
+  'moe_intermediate_size': 10,
+  'first_k_dense_replace': 1,
+  'n_group': 3,
+  'topk_group': 2,
+  'rms_norm_eps': 0.1,
+}
 BERT = {
   'hidden_size': 16,
   'intermediate_size': 20,
@@ -119,6 +134,34 @@ MODELS = {
     | {'layer_types': ['sliding_attention', 'full_attention', 'sliding_attention']}
     | {'rope_parameters': GEMMA_ROPE, 'tie_word_embeddings': True},
   ),
+  'mixtral': ('MixtralForCausalLM', EXPERTS | {'num_local_experts': 5, 'sliding_window': 4}),
+  'qwen3_moe': (
+    'Qwen3MoeForCausalLM',
+    EXPERTS
+    | {'num_experts': 5, 'moe_intermediate_size': 7, 'mlp_only_layers': [0], 'head_dim': 6}
+    | {'attention_bias': True},
+  ),
+  'qwen3_moe_window': (
+    'Qwen3MoeForCausalLM',
+    EXPERTS
+    | {'num_experts': 4, 'moe_intermediate_size': 6, 'decoder_sparse_step': 2, 'norm_topk_prob': True}
+    | {'use_sliding_window': True, 'sliding_window': 3, 'num_experts_per_tok': 3},
+  ),
+  'gpt_oss': (
+    'GptOssForCausalLM',
+    EXPERTS
+    | rope('yarn', original_max_position_embeddings=6, beta_fast=4.0, truncate=False)
+    | {'num_local_experts': 5, 'head_dim': 8, 'sliding_window': 3},
+  ),
+  'deepseek': ('DeepseekV3ForCausalLM', DEEPSEEK),
+  'deepseek_yarn': (
+    'DeepseekV3ForCausalLM',
+    DEEPSEEK
+    | rope('yarn', original_max_position_embeddings=6, beta_fast=4.0, mscale=0.7, mscale_all_dim=1.5)
+    | {'q_lora_rank': None, 'rope_interleave': False, 'attention_bias': True, 'n_shared_experts': 2, 'v_head_dim': 12}
+    | {'first_k_dense_replace': 0, 'qk_rope_head_dim': 8, 'qk_nope_head_dim': 3, 'n_group': 1, 'topk_group': 1}
+    | {'norm_topk_prob': False, 'routed_scaling_factor': 1.7, 'n_routed_experts': 4},
+  ),
   'bert': ('BertForPreTraining', OURS | BERT),
   'bert_untied': (
     'BertForMaskedLM',
@@ -150,10 +193,14 @@ def make(name):
   torch.manual_seed(sum(map(ord, name)))
   model_class = getattr(transformers, architecture)
   config = model_class.config_class(**options)
-  model = model_class._from_config(config, attn_implementation='eager').float().eval()
-  for parameter in model.parameters():
-    torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.4 if parameter.dim() == 1 else 0.3)
+  model = model_class._from_config(config, attn_implementation='eager', experts_implementation='eager').float().eval()
+  for key, parameter in model.named_parameters():
+    std = 2.0 if name == 'gpt_oss' and 'gate_up_proj' in key else 0.3  # beyond the limits of its activation
+    torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.4 if parameter.dim() == 1 else std)
     parameter.data = parameter.data.bfloat16().float()
+  buffers = {key: value for key, value in model.named_buffers() if key in model.state_dict()}
+  for buffer in buffers.values():  # DeepSeek's biases of selection
+    buffer.copy_(0.1 * torch.randn(buffer.shape).bfloat16().float())
   mask = np.ones((len(PADDING), LENGTH), np.int64)
   for row, (left, right) in zip(mask, PADDING):
     row[:left], row[LENGTH - right :] = 0, 0
@@ -193,6 +240,7 @@ def make(name):
     key: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     for key, parameter in model.named_parameters(remove_duplicate=False)
   }
+  gradients |= {key: torch.zeros_like(buffer) for key, buffer in buffers.items()}
   weights, described = saved(model, None)
   golden['config'] = json.dumps(described)
   golden |= {f'weights/{key}': value for key, value in weights.items()}

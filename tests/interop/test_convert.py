@@ -170,6 +170,28 @@ def test_what_cannot_be_honoured_is_named_in_one_line(tmp_path, command, change,
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize(
+  'name, fields, words',
+  [
+    (
+      'gpt_oss',
+      {'quantization_config': {'quant_method': 'mxfp4'}},
+      "'mxfp4', and quantised weights are not read; write",
+    ),
+    ('gpt_oss', {'swiglu_limit': 5.0}, 'swiglu_limit=5.0'),
+    ('gpt_oss', {'experts_per_token': 3}, 'experts_per_token=3'),
+    ('mixtral', {'router_jitter_noise': 0.1}, 'router_jitter_noise=0.1'),
+    ('qwen3_moe', {'mlp_only_layers': [1, 2], 'num_hidden_layers': 6}, 'mlp_only_layers=.1, 2.'),
+    ('deepseek', {'scoring_func': 'softmax'}, "scoring_func='softmax'"),
+    ('deepseek', {'num_key_value_heads': 2}, 'num_key_value_heads=2'),
+    ('deepseek', {'head_dim': 9}, 'head_dim=9 cannot be honoured; allowed is 4'),
+  ],
+)
+def test_what_families_with_experts_cannot_honour_is_named(name, fields, words, tmp_path):
+  with pytest.raises(ValueError, match=words):
+    interop.read(goldens.write(name, tmp_path, **fields))
+
+
 def test_tied_weights_that_are_stored_twice_must_agree(tmp_path):
   table = goldens.arrays(goldens.load('gpt2'), 'weights')['transformer.wte.weight']
   more = lambda factor: lambda tensors: tensors | {'lm_head.weight': factor * table}

@@ -13,7 +13,7 @@ import model as model_lib
 import objectives
 import precision
 from configs import base
-from model import Stream, Visibility, block, moe
+from model import Stream, Visibility, moe, pattern
 from model.context import for_self_attention
 from parallel import axes as ax
 from parallel import rules
@@ -326,7 +326,7 @@ def test_dense_layers_come_first_and_experts_in_the_last_of_each_run():
     config.num_layers = num_layers
     config.attention.update(dict(attention))
     config.moe.update({'num_experts': 4} | moe_changes)
-    return [([(spec.window, spec.experts) for spec in part.pattern], part.repeats) for part in block.segments(config)]
+    return [([(spec.window, spec.experts) for spec in part.pattern], part.repeats) for part in pattern.segments(config)]
 
   dense, sparse = (0, False), (0, True)
   assert segments(6) == [([sparse], 6)]

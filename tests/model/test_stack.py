@@ -10,7 +10,7 @@ from flax import nnx
 
 import model as model_lib
 from configs import base
-from model import Metric, Stream, block, layers, metrics, stack
+from model import Metric, Stream, layers, metrics, pattern, stack
 
 LENGTH = 12
 
@@ -34,12 +34,12 @@ def local_global(num_layers=8, locals_=5, **changes):
 
 
 def test_what_does_not_repeat_is_a_segment_of_its_own():
-  def segments(num_layers, pattern, window=4):
+  def segments(num_layers, kinds, window=4):
     model_config = base.get_config().model
     model_config.num_layers = num_layers
-    model_config.attention.update(window=window, pattern=pattern)
+    model_config.attention.update(window=window, pattern=kinds)
     return [
-      (tuple(spec.window for spec in segment.pattern), segment.repeats) for segment in block.segments(model_config)
+      (tuple(spec.window for spec in segment.pattern), segment.repeats) for segment in pattern.segments(model_config)
     ]
 
   assert segments(6, ('global',), 0) == [((0,), 6)]
@@ -133,7 +133,7 @@ def test_a_pattern_of_equal_layers_is_the_plain_model():
   plain = local_global(locals_=0)
   plain.attention.window = 0
   once, twice = (model_lib.create(plain), model_lib.create(plain))
-  object.__setattr__(twice.stack, 'segments', (stack.Segment((block.BlockSpec(), block.BlockSpec()), 4),))
+  object.__setattr__(twice.stack, 'segments', (stack.Segment((pattern.BlockSpec(), pattern.BlockSpec()), 4),))
   _, params = model_lib.build(plain)
   paired = {
     **params,

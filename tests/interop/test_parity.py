@@ -9,7 +9,16 @@ import model as model_lib
 from tests.interop import goldens
 
 # Variants of models that the others are near to.
-_SLOW = ('bert_untied', 'modernbert_biases', 'xlnet', 'deepseek_yarn', 'mixtral', 'qwen3_moe', 'qwen3_moe_window')
+_SLOW = (
+  'bert_untied',
+  'modernbert_biases',
+  'roberta',
+  'xlnet',
+  'deepseek_yarn',
+  'mixtral',
+  'qwen3_moe',
+  'qwen3_moe_window',
+)
 pytestmark = pytest.mark.values_only
 
 

@@ -31,6 +31,7 @@ def get_config(variant: str = ''):
     embed_dim=256,
     num_heads=4,
     positions='learned',
+    token_types=2,
     embedding_norm=True,
     norm='layernorm',
     norm_position='post',

@@ -46,10 +46,13 @@ class Family:
     named = config.get('architectures') or ()
     return config.get('model_type') == self.name and (not named or bool(set(named) & set(self.architectures)))
 
+  def is_bare(self, architecture: str) -> bool:
+    """Whether a class of transformers has no head."""
+    return architecture in self.architectures[1:][-1:]
+
   def name_in(self, architecture: str, tensor: str) -> str:
     """What a tensor is called in a class of transformers: names in one without a head lack the prefix."""
-    is_bare = architecture in self.architectures[1:][-1:]
-    return tensor.removeprefix(self.prefix) if is_bare else tensor
+    return tensor.removeprefix(self.prefix) if self.is_bare(architecture) else tensor
 
   def is_buffer(self, tensor: str) -> bool:
     """Whether a tensor follows from the config."""

@@ -77,7 +77,7 @@ def write(tokenizer: Tokenizer, kept: Mapping[str, bytes], length: int) -> dict[
   if isinstance(tokenizer, HuggingFaceTokenizer):
     spec = json.loads(tokenizer.model)
   elif isinstance(tokenizer, BytesTokenizer):
-    spec = json.loads(_bytes().to_str())
+    spec = json.loads(_bytes(tokenizer).to_str())
   elif isinstance(tokenizer, SentencePieceTokenizer):
     spec = json.loads(_pieces(tokenizer).to_str())
   else:
@@ -98,6 +98,8 @@ def write(tokenizer: Tokenizer, kept: Mapping[str, bytes], length: int) -> dict[
     'bos_token': end,
     'eos_token': end,
   }
+  if (mask := tokenizer.special.mask_id) is not None:
+    described['mask_token'] = names[mask]
   return {
     'tokenizer.json': json.dumps(spec, ensure_ascii=False).encode(),
     'tokenizer_config.json': (json.dumps(described, indent=2, ensure_ascii=False) + '\n').encode(),
@@ -163,13 +165,13 @@ def _first(ids) -> str:
   return '' if not ids or ids[0] is None else str(ids[0])
 
 
-def _bytes() -> library.Tokenizer:
-  """One token a byte."""
+def _bytes(tokenizer: BytesTokenizer) -> library.Tokenizer:
+  """One token a byte, and the special ones."""
   alphabet = _byte_characters()
   made = library.Tokenizer(models.BPE({character: byte for byte, character in enumerate(alphabet)}, []))
   made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
   made.decoder = decoders.ByteLevel()
-  made.add_special_tokens([base.EOS_NAMES[1]])
+  made.add_special_tokens([base.EOS_NAMES[1], *sorted(tokenizer.names, key=tokenizer.names.get)])
   return made
 
 

@@ -116,7 +116,10 @@ def write(
   if at_home and 'architectures' in origin.config:
     head['architectures'] = origin.config['architectures']
   head |= written
-  named = functools.partial(chosen.name_in, (head['architectures'] or [''])[0])
+  architecture = (head['architectures'] or [''])[0]
+  if chosen.is_bare(architecture) and chosen.carried and not at_home:
+    raise FieldError(f'{architecture} has a pooler, which this model has not; only a model with a head can be written')
+  named = functools.partial(chosen.name_in, architecture)
   specs = {named(name): (dtypes[name], tensor.shape) for name, tensor in (places | carried | copies).items()}
 
   def arrays():

@@ -37,7 +37,9 @@ def card(
     source: the directory that its weights came from; '' = none.
     library: that loads it.
   """
-  metrics = {_METRICS[key]: summary[key] for key in _METRICS if math.isfinite(summary.get(key, math.nan))}
+  # summary.json has null for what is not finite or not defined, as bits per byte of a masked model.
+  given = {words: summary[key] for key, words in _METRICS.items() if summary.get(key) is not None}
+  metrics = {words: value for words, value in given.items() if math.isfinite(value)}
   parts = [
     _head(config, name, metrics, library),
     f'# {name}',

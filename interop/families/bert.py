@@ -4,7 +4,7 @@ The pooler and the head that says whether two sentences follow each other are ca
 """
 
 from interop.family import Family
-from interop.fields import ACTIVATIONS, LENGTH, Fields, free, key, must, with_head
+from interop.fields import ACTIVATIONS, LENGTH, Field, FieldError, Fields, free, key, must, with_head
 from interop.rules import Rule, dense, norm, table
 
 # What RoBERTa shares with it.
@@ -19,6 +19,15 @@ MODEL = {
   'head_transform': True,
   'head_bias': True,
 }
+_TYPES = key('type_vocab_size', 'token_types', 2)
+
+
+def _write_types(model):
+  if not model['token_types']:
+    raise FieldError('model.token_types=0 cannot be written as BERT or RoBERTa, which add the vector of a type to all')
+  return _TYPES.write(model)
+
+
 SHARED = (
   key('hidden_size', 'embed_dim', 768),
   key('num_hidden_layers', 'num_layers', 12),
@@ -27,7 +36,7 @@ SHARED = (
   key('hidden_dropout_prob', 'dropout_rate', 0.1),
   key('attention_probs_dropout_prob', 'attention.dropout_rate', 0.1),
   key('layer_norm_eps', 'norm_epsilon', 1e-12),
-  key('type_vocab_size', 'token_types', 2),
+  Field(('type_vocab_size',), _TYPES.read, _write_types),
   must('position_embedding_type', 'absolute'),
   must('is_decoder', False),
   free('classifier_dropout', 'directionality', 'pooler_fc_size', 'pooler_num_attention_heads'),

@@ -235,6 +235,25 @@ def test_a_bert_of_the_first_release_without_a_head_keeps_its_pooler(tmp_path, c
   assert all(after[name].tobytes() == before[name].tobytes() for name in after)
 
 
+def test_a_bert_without_token_types_is_none(tmp_path):
+  config = goldens.pretrained('bert', tmp_path).config.copy_and_resolve_references()
+  config.model.token_types = 0
+  with pytest.raises(ValueError, match='model.token_types=0 cannot be written as BERT'):
+    interop.writing.choose(config, {}, 'bert')
+
+
+def test_a_bert_without_a_head_needs_the_pooler_it_came_with(tmp_path):
+  config = goldens.pretrained('bert', tmp_path).config.copy_and_resolve_references()
+  config.model.update(head_transform=False, head_bias=False)
+  with pytest.raises(ValueError, match='BertModel has a pooler, which this model has not'):
+    interop.write(tmp_path / 'back', config, None, None, interop.Origin(), card=None, family='bert')
+
+
+def test_positions_of_roberta_begin_behind_those_of_padding():
+  config = interop.reading.to_config(interop.FAMILIES['roberta'], {'max_position_embeddings': 514, 'pad_token_id': 1})
+  assert (config.model.position_offset, config.model.max_length) == (2, 512)
+
+
 @pytest.mark.parametrize(
   'name, fields, words',
   [

@@ -10,7 +10,7 @@ from tests.interop import goldens
 
 # Variants of models that the others are near to; experts take several times as long as a dense layer.
 _EXPERTS = ('deepseek', 'deepseek_yarn', 'gpt_oss', 'mixtral', 'qwen3_moe', 'qwen3_moe_window')
-_SLOW = ('bert_untied', 'modernbert_biases', 'xlnet', *_EXPERTS)
+_SLOW = ('bert_untied', 'modernbert_biases', 'roberta', 'xlnet', *_EXPERTS)
 pytestmark = pytest.mark.values_only
 
 

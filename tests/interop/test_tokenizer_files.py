@@ -41,13 +41,15 @@ def put(directory, files):
 
 @pytest.mark.parametrize('name', OURS)
 def test_our_tokenizers_are_written_with_the_same_ids(name, tmp_path):
-  tokenizer = OURS[name]()
+  tokenizer = OURS[name]().reserving(('[MASK]',))
   files = tokenizer_files.write(tokenizer, {}, 128)
   encode = fast(files)
   for text in TEXTS:
     assert tokenizer.encode(text).tolist() == encode(text), text
   back, kept = tokenizer_files.read(put(tmp_path, files), {'model_type': 'llama'})
   assert (back.eos_id, back.vocab_size) == (tokenizer.eos_id, tokenizer.vocab_size) and kept == files
+  assert back.special.mask_id == tokenizer.special.mask_id is not None
+  assert json.loads(files['tokenizer_config.json'])['mask_token'] == '[MASK]'
   assert back.decode(back.encode(CORPUS[0])) == tokenizer.decode(tokenizer.encode(CORPUS[0]))
 
 

@@ -111,6 +111,7 @@ def _encoder():
   encoder = _group('model.encoder')  # encoder_decoder only
   encoder.num_layers = count(0)  # blocks; 0 = as the decoder
   encoder.num_heads = count(0)  # heads of queries, keys and values; 0 = as the decoder
+  encoder.head_dim = count(0)  # width of a head, even; 0 = model.head_dim, or embed_dim / num_heads where that is 0
   encoder.mlp_dim = count(0)  # width of the feed-forward; 0 = as the decoder
   return encoder
 
@@ -163,7 +164,8 @@ def _moe():
   moe.mlp_dim = count(0)  # width of an expert; 0 = model.mlp_dim
   moe.shared_mlp_dim = count(0)  # width of the feed-forward that every token passes besides; 0 = none
   moe.first_dense = count(0)  # layers before the first that may have experts
-  moe.every = count(1, at_least=1)  # behind them the last of each run of so many layers has experts
+  moe.every = count(1, at_least=1)  # behind them one layer of each run of so many has experts
+  moe.place = count(0)  # which of a run it is, from 1 on; 0 = the last
   moe.router = choice('softmax', 'sigmoid', 'expert_choice')  # scores of experts; or experts choose tokens
   moe.router_bias = flag(False)  # learned, in the router's logits
   moe.selection_bias = flag(False)  # added to scores for the choice alone, follows the load: see expert_bias_rate

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from interop.fields import Fields
 from interop.rules import Rule
@@ -20,6 +20,7 @@ class Family:
     prefix: what the names of the bare model, without a head, lack.
     duplicates: tensors that, where no rule has them, must be equal to another one: of tied weights. {name: other}.
     buffers: pattern of tensors that are no parameters and follow from the config.
+    absent: tensors that may be missing whatever config.json says, and what our keys then are.
   """
 
   name: str
@@ -29,11 +30,20 @@ class Family:
   prefix: str = ''
   duplicates: Mapping[str, str] = dataclasses.field(default_factory=dict)
   buffers: str = ''
+  absent: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
 
   def recognises(self, config: Mapping) -> bool:
     """Whether a config.json is of this family."""
     named = config.get('architectures') or ()
     return config.get('model_type') == self.name and (not named or bool(set(named) & set(self.architectures)))
+
+  def without(self, keys: Mapping, tensors: Collection[str]) -> dict:
+    """Keys of ours that config.json gave, corrected for those of `absent` that are not among the `tensors`."""
+    corrected = dict(keys)
+    for name, ours in self.absent.items():
+      if name not in tensors:
+        corrected |= ours
+    return corrected
 
   def is_buffer(self, tensor: str) -> bool:
     """Whether a tensor follows from the config."""

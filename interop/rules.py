@@ -28,6 +28,8 @@ class Rule:
     interleaved: the fused alternate for each index of the first output dimension: q, k, v of head 0, then of head 1.
     batch: leading dimensions of both, in front of a matrix.
     flat: False: theirs has our dimensions one by one.
+    row: theirs is [1, outputs].
+    where: (path of ours, whether the model has it): theirs has another name otherwise; None: the same name always.
   """
 
   theirs: str
@@ -37,13 +39,19 @@ class Rule:
   interleaved: bool = False
   batch: int = 0
   flat: bool = True
+  row: bool = False
+  where: tuple[str, bool] | None = None
+
+  def holds(self, shapes: Mapping, prefix: str = '') -> bool:
+    """Whether a model with parameters of these paths names the tensor so; `prefix` stands for `{layer}`."""
+    return self.where is None or (self.where[0].replace(_LAYER, prefix) in shapes) == self.where[1]
 
   def shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The shape of theirs, given those of ours."""
     batch, inputs, outputs = self._parts(shapes[0])
     if self.flat:
       inputs = (math.prod(inputs),) if self.inputs else ()
-      outputs = (sum(math.prod(self._parts(shape)[2]) for shape in shapes),)
+      outputs = (*(1,) * self.row, sum(math.prod(self._parts(shape)[2]) for shape in shapes))
     return batch + (outputs + inputs if self.transposed else inputs + outputs)
 
   def split(self, tensor: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
@@ -147,12 +155,12 @@ def places(rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]]) -> dict
   """
   found = {}
   for rule in rules:
-    if _LAYER not in rule.ours[0]:
+    if _LAYER not in rule.ours[0] and rule.holds(shapes):
       found |= _placed(rule, shapes, rule.theirs, rule.ours, ())
   for root in dict.fromkeys(rule.ours[0].partition(_LAYER)[0] for rule in rules if _LAYER in rule.ours[0]):
     for i, (prefix, repeat) in enumerate(layers(shapes, root)):
       for rule in rules:
-        if rule.ours[0].startswith(root + _LAYER):
+        if rule.ours[0].startswith(root + _LAYER) and rule.holds(shapes, prefix):
           paths = tuple(path.replace(_LAYER, prefix) for path in rule.ours)
           found |= _placed(rule, shapes, rule.theirs.replace(_LAYER, str(i)), paths, (repeat,))
   elements = dict.fromkeys(shapes, 0)

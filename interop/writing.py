@@ -17,7 +17,8 @@ from interop.family import Family
 from interop.fields import LENGTH, FieldError
 
 # Of a model: how it is initialised and computed, which a config.json does not say.
-_UNSAID = ('init', 'init_scale', 'init_depth_scaling', 'layer_loop', 'remat', 'attention.implementation')
+_UNSAID = ('init', 'init_scale', 'init_depth_scaling', 'layer_loop', 'remat', 'attention.implementation',
+'moe.implementation')
 _TORCH_NAMES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16', 'F64': 'float64'}
 
 
@@ -151,6 +152,8 @@ def to_original(family: Family, config, before: Mapping) -> dict:
   length = config.model.max_length or config.data.sequence_length
   written = family.fields.write(ours | {LENGTH: length}, before)
   back = family.fields.read(written)
+  if family.absent:
+    back = family.without(back, rules.places(family.rules, reading.parameter_shapes(config.model)))
   back.pop(LENGTH)
   again = base.get_config().model
   again.update(back)
@@ -173,4 +176,8 @@ def _matters(key, ours) -> bool:
   """Whether anything reads the key in this model."""
   if key == 'max_length':
     return ours['positions'] == 'learned'
+  if key.startswith('moe.'):
+    return ours['moe.num_experts'] > 0
+  if key.startswith('relative.'):
+    return ours['positions'] in ('t5', 'shaw')
   return not key.startswith('rope') or ours['positions'] == 'rope'

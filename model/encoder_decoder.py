@@ -123,9 +123,8 @@ def create(model_config) -> EncoderDecoder:
   """The encoder-decoder of a resolved config, without parameters. Raises ValueError as `tower.create`."""
   of_encoder, sizes = model_config.copy_and_resolve_references(), model_config.encoder
   with of_encoder.unlocked():
-    of_encoder.num_layers = sizes.num_layers or model_config.num_layers
-    of_encoder.mlp_dim = sizes.mlp_dim or model_config.mlp_dim
-    if sizes.num_heads:
+    of_encoder.num_layers, of_encoder.mlp_dim, of_encoder.head_dim = sizes.num_layers, sizes.mlp_dim, sizes.head_dim
+    if sizes.num_heads != model_config.num_heads:
       of_encoder.num_heads = of_encoder.num_kv_heads = sizes.num_heads
   return EncoderDecoder(
     model_config,

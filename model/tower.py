@@ -27,9 +27,8 @@ class Frame(nnx.Module):
     self.position = table('position', model_config.max_length + model_config.position_offset if learned else 0)
     self.token_type = table('token_type', 0 if relative_types else model_config.token_types)
     self.embedding_norm = layers.norm('embedding_norm', model_config) if model_config.embedding_norm else None
-    self.relative = None
-    if model_config.positions == 't5':
-      self.relative = relative.BucketBias('relative', model_config, bidirectional, rngs=rngs)
+    is_t5 = model_config.positions == 't5'
+    self.relative = relative.BucketBias('relative', model_config, bidirectional, rngs=rngs) if is_t5 else None
     self.final_norm = layers.norm('final_norm', model_config) if model_config.norm_position != 'post' else None
 
 

@@ -30,7 +30,7 @@ def get_config(variant: str = ''):
     norm_epsilon=1e-06,
     activation='relu',
     gated_mlp=False,
-    attention={'scale': 1.0},
+    attention={'scale': 1.0, 'dropout_rate': 0.1},
     dropout_rate=0.1,
   )
   if config.model.tie_embeddings:

@@ -43,11 +43,6 @@ def _write_layers(model):
   return written
 
 
-def _read_head(values):
-  tied = values.get('tie_word_embeddings', True)
-  return {'tie_embeddings': tied, 'logit_scale': values.get('d_model', 768) ** -0.5 if tied else 1.0}
-
-
 def _write_capacity(model):
   if not model['moe.expert_capacity']:
     raise FieldError('model.moe.expert_capacity=0 cannot be written as expert_capacity, which is a number of tokens')
@@ -88,7 +83,12 @@ FAMILY = Family(
         _read_layers,
         _write_layers,
       ),
-      Field(('tie_word_embeddings', 'd_model'), _read_head, t5.write_head),
+      Field(
+        ('d_model',),
+        lambda values: {'logit_scale': values.get('d_model', 768) ** -0.5},
+        lambda model: {'d_model': model['embed_dim']},
+      ),
+      must('tie_word_embeddings', True),
       must('router_dtype', 'float32'),
       must('router_type', 'tokens_masked'),
       must('batch_prioritized_routing', False),
@@ -101,7 +101,6 @@ FAMILY = Family(
   ),
   rules=(
     *table('shared', 'embedding'),
-    *table('lm_head', 'head'),
     *t5.stack_rules('encoder', 'mlp', 1),
     *t5.stack_rules('decoder', 'mlp', 2),
     *_expert_rules('encoder', 1),

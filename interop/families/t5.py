@@ -52,7 +52,7 @@ def _read_head(values):
   return {'tie_embeddings': tied and scaled, 'logit_scale': width**-0.5 if scaled else 1.0}
 
 
-def write_head(model):
+def _write_head(model):
   return {'tie_word_embeddings': model['logit_scale'] != 1.0, 'd_model': model['embed_dim']}
 
 
@@ -119,7 +119,7 @@ FAMILY = Family(
       key('num_heads', 'num_heads', 8),
       Field(('num_layers', 'num_decoder_layers'), _read_layers, _write_layers),
       Field(('feed_forward_proj', 'dense_act_fn', 'is_gated_act'), _read_activation, _write_activation),
-      Field(('tie_word_embeddings', 'scale_decoder_outputs', 'd_model'), _read_head, write_head),
+      Field(('tie_word_embeddings', 'scale_decoder_outputs', 'd_model'), _read_head, _write_head),
     ),
     MODEL,
   ),

@@ -21,23 +21,24 @@ T5 = OURS | {
   'd_model': 16,
   'd_kv': 6,
   'd_ff': 20,
-  'num_layers': 2,
-  'num_decoder_layers': 3,
+  'num_layers': 1,
+  'num_decoder_layers': 2,
   'num_heads': 3,
   'relative_attention_num_buckets': 8,
   'relative_attention_max_distance': 9,
   'dropout_rate': 0.0,
 }
 SWITCH = T5 | {
-  'num_decoder_layers': 4,
+  'num_layers': 2,
+  'num_decoder_layers': 3,
   'num_sparse_encoder_layers': 1,
-  'num_sparse_decoder_layers': 2,
+  'num_sparse_decoder_layers': 1,
   'num_experts': 3,
 }
 BART = OURS | {
   'd_model': 16,
-  'encoder_layers': 3,
-  'decoder_layers': 2,
+  'encoder_layers': 2,
+  'decoder_layers': 1,
   'encoder_attention_heads': 2,
   'decoder_attention_heads': 4,
   'encoder_ffn_dim': 20,
@@ -50,13 +51,13 @@ MODELS = {
   't5': ('T5ForConditionalGeneration', T5, False),
   't5_v11': (
     'T5ForConditionalGeneration',
-    T5 | {'feed_forward_proj': 'gated-gelu', 'tie_word_embeddings': False, 'layer_norm_epsilon': 0.1},
+    T5 | {'num_layers': 3, 'feed_forward_proj': 'gated-gelu', 'tie_word_embeddings': False, 'layer_norm_epsilon': 0.1},
     True,
   ),
   'bart': ('BartForConditionalGeneration', BART, False),
   'bart_scaled': (
     'BartForConditionalGeneration',
-    BART | {'scale_embedding': True, 'activation_function': 'relu', 'encoder_layers': 1},
+    BART | {'scale_embedding': True, 'activation_function': 'relu', 'decoder_layers': 3},
     False,
   ),
   'switch': ('SwitchTransformersForConditionalGeneration', SWITCH | {'router_bias': True}, False),
@@ -64,8 +65,7 @@ MODELS = {
   'switch_full': (
     'SwitchTransformersForConditionalGeneration',
     SWITCH
-    | {'expert_capacity': 3, 'num_decoder_layers': 3, 'num_layers': 3, 'num_sparse_decoder_layers': 1}
-    | {'tie_word_embeddings': False},
+    | {'expert_capacity': 3, 'num_layers': 4, 'num_decoder_layers': 6},
     False,
   ),
 }

@@ -25,7 +25,14 @@ def differ(actual, mask, expected):
   return np.abs(actual * mask[:, :, None] - expected).max() / np.abs(expected).max()
 
 
-@pytest.mark.parametrize('name', goldens.SEQ2SEQ_NAMES)
+MODELS = [
+  name if name in ('t5', 'bart', 'switch') else pytest.param(name, marks=pytest.mark.slow)
+  for name in goldens.SEQ2SEQ_NAMES
+]
+QUICKLY = {'xla_llvm_disable_expensive_passes': True, 'xla_backend_optimization_level': 0}  # compiled, run once
+
+
+@pytest.mark.parametrize('name', MODELS)
 def test_equals_transformers(name, tmp_path):
   golden, pretrained = goldens.load(name), goldens.pretrained(name, tmp_path)
   model = model_lib.create(pretrained.config.model)
@@ -37,7 +44,7 @@ def test_equals_transformers(name, tmp_path):
     total = model.cross_entropy(params, hidden, labels).total
     return total / jnp.sum(labels >= 0), (model.logits(params, hidden), model.encode(params, source)[0])
 
-  step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+  step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICKLY)
   (value, (logits, encoded)), gradients = step(pretrained.params())
   np.testing.assert_allclose(value, golden['loss'], rtol=1e-5)
   assert differ(encoded, golden['source_mask'], golden['encoded']) <= 1e-4
@@ -54,7 +61,7 @@ def test_equals_transformers(name, tmp_path):
     assert error <= 1e-3 * size + 1e-7 * scale, f'{tensor}: error {error} of {size}'
 
 
-@pytest.mark.parametrize('name', goldens.SEQ2SEQ_NAMES)
+@pytest.mark.parametrize('name', MODELS)
 def test_every_tensor_and_field_comes_back(name, tmp_path):
   pretrained = goldens.pretrained(name, tmp_path / name)
   leaves = {path: np.empty(shape, np.float32) for path, shape in pretrained.shapes.items()}

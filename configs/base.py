@@ -92,7 +92,10 @@ def _model():
   model.head_bias = flag(False)  # a bias for each token
   model.logit_scale = number(1.0, above=0)  # factor on logits; tied T5: 1/sqrt(embed_dim)
   model.logit_softcap = number(0.0, at_least=0)  # logits become cap * tanh(logits / cap); 0 = off
-  model.start_token = count(0)  # encoder_decoder: the token with which every target starts
+  # encoder_decoder: the token with which every target starts; -1 = by the vocabulary, see `data.tokenizers.Special`
+  model.start_token = count(-1, at_least=-1)  # (without one: 0)
+  model.forced_first_token = count(-1, at_least=-1)  # encoder_decoder: with which generated text begins; -1 = none
+  model.forced_last_token = count(-1, at_least=-1)  # the same, with which it ends at the limit of its length; BART: 2
   model.dropout_rate = number(0.0, at_least=0, below=1)  # after the embedding and on each residual branch
   model.init = choice('normal', 'fan_in', 'xavier')  # normal (std init_scale); fan_in and xavier, times init_scale
   model.init_scale = number(0.02, at_least=0)  # standard deviation for normal; factor for the others (usually 1)

@@ -20,6 +20,7 @@ class Family:
     prefix: what the names of the bare model, without a head, lack.
     duplicates: tensors that, where no rule has them, must be equal to another one: of tied weights. {name: other}.
     buffers: pattern of tensors that are no parameters and follow from the config.
+    objective: for which its models were trained; evaluation and further training begin with it.
     absent: tensors that may be missing whatever config.json says, and what our keys then are.
   """
 
@@ -30,6 +31,7 @@ class Family:
   prefix: str = ''
   duplicates: Mapping[str, str] = dataclasses.field(default_factory=dict)
   buffers: str = ''
+  objective: str = 'causal'
   absent: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
 
   def recognises(self, config: Mapping) -> bool:

@@ -147,6 +147,7 @@ def to_config(family: Family, original: Mapping, tensors: Collection[str]):
   config.model.update(ours)
   with config.unlocked():
     config.model = model_lib.resolve(config.model)
+  config.objective.name = family.objective
   config.data.sequence_length = min(length, _SEQUENCE_LENGTH)
   config.data.batch_tokens = 8 * config.data.sequence_length
   return config

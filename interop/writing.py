@@ -17,8 +17,15 @@ from interop.family import Family
 from interop.fields import LENGTH, FieldError
 
 # Of a model: how it is initialised and computed, which a config.json does not say.
-_UNSAID = ('init', 'init_scale', 'init_depth_scaling', 'layer_loop', 'remat', 'attention.implementation',
-'moe.implementation')
+_UNSAID = (
+  'init',
+  'init_scale',
+  'init_depth_scaling',
+  'layer_loop',
+  'remat',
+  'attention.implementation',
+  'moe.implementation',
+)
 _TORCH_NAMES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16', 'F64': 'float64'}
 
 

@@ -53,7 +53,12 @@ class EncoderDecoder(Model):
 
     Returns:
       float [B, L, D], and the metrics of the layers of both.
+
+    Raises:
+      ValueError: a row is longer than the positions learned.
     """
+    self.encoder.check_length(source)
+    self.decoder.check_length(target)
     keys = (None, None) if rng is None else jax.random.split(rng)
     memory_BxSxD, of_encoder = self.encode(params, source, keys[0])
     hidden_BxLxD, _, of_decoder = self._decode(params, memory_BxSxD, source.segment_ids, target, keys[1])

@@ -63,6 +63,7 @@ def resolve(model_config):
   check(model_config)
   with model_config.unlocked():
     if model_config.family == 'encoder_decoder':
+      model_config.start_token = max(model_config.start_token, 0)
       encoder_config = model_config.encoder
       encoder_config.num_layers = encoder_config.num_layers or model_config.num_layers
       encoder_config.num_heads = encoder_config.num_heads or model_config.num_heads
@@ -227,8 +228,9 @@ def _check_family(model_config):
     return
   encoder_config = model_config.encoder
   given = encoder_config.num_layers or encoder_config.num_heads or encoder_config.head_dim or encoder_config.mlp_dim
-  if given or model_config.start_token:
+  tokens = model_config.start_token, model_config.forced_first_token, model_config.forced_last_token
+  if given or max(tokens) >= 0:
     raise ValueError(
-      f'model.encoder and model.start_token are for two stacks, but model.family={family!r}; leave them 0, or set '
-      "model.family='encoder_decoder'"
+      f'model.encoder, model.start_token, model.forced_first_token and model.forced_last_token are for two stacks, but '
+      f"model.family={family!r}; leave sizes 0 and tokens -1, or set model.family='encoder_decoder'"
     )

@@ -24,6 +24,7 @@ def get_config(variant: str = ''):
     SIZES,
     variant,
     family='encoder_decoder',
+    start_token=0,
     vocab_size=32128,
     head_dim=64,
     positions='t5',

@@ -5,7 +5,7 @@ import math
 
 from interop.families import t5
 from interop.family import Family
-from interop.fields import ACTIVATIONS, LENGTH, Field, Fields, free, key, must
+from interop.fields import ACTIVATIONS, LENGTH, Field, Fields, free, key, must, refused
 from interop.rules import Rule, dense, norm, table
 
 
@@ -16,6 +16,18 @@ def _read_scale(values):
 
 def _read_start(values):
   return t5.read_start({'decoder_start_token_id': 2} | values)
+
+
+def _forced(theirs, ours, default):
+  """A token that generated text must have in a place; null, ours -1: none."""
+
+  def read(values):
+    token = values.get(theirs, default)
+    if token is not None and not isinstance(token, int):
+      raise refused(theirs, token, 'a token or null')
+    return {ours: -1 if token is None else token}
+
+  return Field((theirs,), read, lambda model: {theirs: None if model[ours] < 0 else model[ours]})
 
 
 def _stack_rules(stack):
@@ -64,6 +76,8 @@ FAMILY = Family(
         _read_start,
         lambda model: {'decoder_start_token_id': model['start_token']},
       ),
+      _forced('forced_bos_token_id', 'forced_first_token', None),
+      _forced('forced_eos_token_id', 'forced_last_token', 2),
       must('is_encoder_decoder', True),
       must('tie_word_embeddings', True),
       must('encoder_layerdrop', 0.0),
@@ -97,6 +111,7 @@ FAMILY = Family(
     *_stack_rules('decoder'),
   ),
   prefix='model.',
+  objective='denoising',
   duplicates=dict.fromkeys(
     ('model.encoder.embed_tokens.weight', 'model.decoder.embed_tokens.weight', 'lm_head.weight'), 'model.shared.weight'
   ),

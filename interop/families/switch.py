@@ -69,9 +69,7 @@ FAMILY = Family(
       key('dense_act_fn', 'activation', 'relu', ACTIVATIONS),
       key('num_experts', 'moe.num_experts', 8),
       Field(
-        ('expert_capacity',),
-        lambda values: {'moe.expert_capacity': values.get('expert_capacity', 64)},
-        _write_capacity,
+        ('expert_capacity',), lambda values: {'moe.expert_capacity': values.get('expert_capacity', 64)}, _write_capacity
       ),
       key('router_bias', 'moe.router_bias', False),
       key('router_jitter_noise', 'moe.jitter', 0.01),
@@ -106,6 +104,7 @@ FAMILY = Family(
     *_expert_rules('encoder', 1),
     *_expert_rules('decoder', 2),
   ),
+  objective='span_corruption',
   duplicates=t5.DUPLICATES,
   buffers=t5.BUFFERS,
 )

@@ -129,6 +129,7 @@ FAMILY = Family(
     *stack_rules('encoder', 'DenseReluDense', 1),
     *stack_rules('decoder', 'DenseReluDense', 2),
   ),
+  objective='span_corruption',
   duplicates=DUPLICATES,
   buffers=BUFFERS,
   absent={'lm_head.weight': {'tie_embeddings': True}},

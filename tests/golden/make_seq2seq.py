@@ -64,8 +64,7 @@ MODELS = {
   # Padding takes places of an expert in transformers, so here it stands behind the text.
   'switch_full': (
     'SwitchTransformersForConditionalGeneration',
-    SWITCH
-    | {'expert_capacity': 3, 'num_layers': 4, 'num_decoder_layers': 6},
+    SWITCH | {'expert_capacity': 3, 'num_layers': 4, 'num_decoder_layers': 6},
     False,
   ),
 }
@@ -131,9 +130,58 @@ def make(name):
   print(f'{name}: {path.stat().st_size / 1e3:.0f} kB, loss {loss.item():.2f}, logits up to {logits.abs().max():.1f}')
 
 
+# What generates: class and config, with few tokens, so that texts end.
+FEW = {'vocab_size': 14}
+GENERATORS = {
+  'gpt2': ('GPT2LMHeadModel', make_families.GPT2 | FEW | {'n_positions': 32}),
+  'llama': ('LlamaForCausalLM', make_families.LLAMA | FEW | {'max_position_embeddings': 32}),
+  't5': ('T5ForConditionalGeneration', T5 | FEW | {'num_layers': 3}),
+  'bart': (
+    'BartForConditionalGeneration',
+    BART | FEW | {'max_position_embeddings': 14, 'forced_bos_token_id': 5, 'forced_eos_token_id': 3},
+  ),
+}
+NEW_TOKENS = 11
+BEAMS = (  # num_beams, length_penalty, early_stopping: 0 = False, 1 = True, 2 = 'never'
+  *((1, 1.0, 0), (4, 1.0, 0), (3, 2.0, 2), (3, -0.5, 0), (4, 2.0, 1)),
+)
+
+
+def generate(name):
+  """Writes what a model generates, greedily and with beams, after prompts of unlike lengths."""
+  architecture, options = GENERATORS[name]
+  model = create(architecture, options)
+  model.get_output_embeddings().weight.data[options['eos_token_id']] *= 3  # so that it wins now and then
+  rng = np.random.default_rng(1)
+  prompts = [rng.integers(4, options['vocab_size'], size=size).tolist() for size in (5, 9, 2, 7, 11, 4, 3, 8)]
+  golden = {f'prompts/{i}': np.array(prompt) for i, prompt in enumerate(prompts)} | {'new_tokens': NEW_TOKENS}
+  lengths = []
+  for case, (num_beams, length_penalty, early) in enumerate(BEAMS):
+    beams = {'length_penalty': length_penalty, 'early_stopping': (False, True, 'never')[early]} if num_beams > 1 else {}
+    texts = np.full((len(prompts), NEW_TOKENS), -1)
+    for row, prompt in zip(texts, prompts):
+      given = torch.tensor([prompt])
+      written = model.generate(
+        given, attention_mask=torch.ones_like(given), max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=num_beams,
+        pad_token_id=1, **beams,
+      )[0, 1 if model.config.is_encoder_decoder else len(prompt) :]  # fmt: skip
+      row[: len(written)] = written
+      lengths.append(len(written))
+    golden[f'texts/{case}'], golden[f'options/{case}'] = texts, np.array(BEAMS[case])
+  weights, described = make_families.saved(model, None)
+  golden |= {f'weights/{key}': value for key, value in weights.items()} | {'config': json.dumps(described)}
+  folder = make_families.FOLDER.with_name('generation')
+  folder.mkdir(exist_ok=True)
+  np.savez_compressed(folder / f'{name}.npz', **golden)
+  print(f'{name}: texts of {sorted(lengths)} tokens, {(folder / f"{name}.npz").stat().st_size / 1e3:.0f} kB')
+
+
 def main():
-  for name in sys.argv[1:] or MODELS:
-    make(name)
+  for name in sys.argv[1:] or [*MODELS, *(f'generation/{name}' for name in GENERATORS)]:
+    if name.startswith('generation/'):
+      generate(name.removeprefix('generation/'))
+    else:
+      make(name)
 
 
 if __name__ == '__main__':

@@ -94,7 +94,8 @@ def test_learned_positions_limit_the_text_and_samples_end_there():
     inference.generate(run, ['four'], max_new_tokens=13)
   with pytest.raises(ValueError, match='shorten it'):
     inference.generate(run, ['x' * 16], max_new_tokens=1)
-  assert len(inference.sample_texts(run.decoder, run.params, run.tokenizer, ['four', ''], 64, 0)) == 2
+  config = base.get_config()
+  assert len(inference.sample_texts(config, run.decoder, run.params, run.tokenizer, ['four', ''])) == 2
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import jax
 import data
 import objectives
 from model import metrics as metrics_lib
+from training import resolution
 
 
 def batches(config, split: data.Split, special, max_batches: int = 0) -> Iterator[data.Batch]:

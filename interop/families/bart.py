@@ -1,4 +1,4 @@
-"""BART (Lewis et al. 2020): norms after each branch and after the embedding, learned positions from row 2 on, a constant
+"""BART (Lewis et al. 2020): norms after each branch and after the embedding, learned positions from row 2 on, a number
 for each token that is added to the logits."""
 
 import math

@@ -92,7 +92,7 @@ FAMILY = Family(
       must('batch_prioritized_routing', False),
       must('is_gated_act', False),
       must('feed_forward_proj', 'relu'),
-      # Padding never passes an expert here; there it does, and only its place in a full expert can be told from outside.
+      # Padding passes no expert here; there it does, which shows only where it takes the place of text in a full one.
       free('router_ignore_padding_tokens', 'add_router_probs', 'output_router_logits'),
     ),
     t5.MODEL | {'gated_mlp': False, 'moe.experts_per_token': 1, 'moe.router': 'softmax'},

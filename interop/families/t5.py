@@ -1,5 +1,5 @@
-"""T5 (Raffel et al. 2020) and T5 1.1 (Shazeer 2020): biases by bucketed distance, kept in the first layer for all; logits
-of attention are not scaled; the tied head reads its input divided by sqrt(width)."""
+"""T5 (Raffel et al. 2020) and T5 1.1 (Shazeer 2020): biases by bucketed distance, the same in all layers; logits of
+attention are not scaled; the tied head reads its input divided by sqrt(width)."""
 
 import dataclasses
 

@@ -1,6 +1,4 @@
-"""Encoder-decoders against transformers: encoder, logits, loss and the gradient of each parameter, padding on both sides;
-and their tensors and fields on the way back."""
-
+"""Encoder-decoders against transformers: encoder, logits, loss and every gradient, with padding on both sides."""
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,5 @@
 """Encoder-decoders against transformers: encoder, logits, loss and every gradient, with padding on both sides."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Continues prompts with the model of a run.
+"""Continues prompts with the model of a run; with an encoder-decoder prompts are sources, whose targets it writes.
 
   python generate.py --workdir=runs/quickstart --prompt='The json module' [--prompt=... --temperature=0.7 --top_p=0.9]
   python generate.py --workdir=runs/quickstart < prompts.txt          # a prompt a line
@@ -44,6 +44,12 @@ def parse(arguments):
     ('seed', 0, 'of the draws'),
   ):
     sampling.add_argument(f'--{name}', type=type(default), default=default, help=f'{text} (default {default})')
+  sampling.add_argument(
+    '--early_stopping',
+    choices=('false', 'true', 'never'),
+    default='false',
+    help='beams: end once as many texts as beams beat what runs (false), exist (true), once none can win (never)',
+  )
   sampling.add_argument('--ignore_eos', action='store_true', help='go on where the model ends the document')
   known = parser.parse_args(arguments)
   if known.fill and known.prompt:
@@ -52,7 +58,8 @@ def parse(arguments):
     parser.error("no prompt: give --prompt=TEXT, or --prompt='' to begin a document")
   names = {action.dest for action in sampling._group_actions} - {'ignore_eos'}
   options = {name: value for name, value in vars(known).items() if name in names}
-  return known, options | {'stop_at_eos': not known.ignore_eos}
+  early_stopping = {'false': False, 'true': True}.get(known.early_stopping, known.early_stopping)
+  return known, options | {'stop_at_eos': not known.ignore_eos, 'early_stopping': early_stopping}
 
 
 def read_prompts(given: list[str] | None) -> list[str]:
@@ -79,14 +86,19 @@ def stream(run, prompt: str, options: dict) -> None:
   import inference
   from data import tokenizers
 
-  decoder = tokenizers.StreamDecoder(run.tokenizer, run.tokenizer.encode(prompt))
+  shown = '' if _reads_sources(run) else prompt
+  decoder = tokenizers.StreamDecoder(run.tokenizer, run.tokenizer.encode(shown))
 
   def show(_, tokens):
     print(''.join(map(decoder.push, tokens)), end='', flush=True)
 
-  print(prompt, end='', flush=True)
+  print(shown, end='', flush=True)
   inference.generate(run, [prompt], on_tokens=show, **options)
   print(decoder.finish())
+
+
+def _reads_sources(run) -> bool:
+  return run.config.model.family == 'encoder_decoder'
 
 
 def show_fills(run, texts: list[str], top_k: int) -> None:
@@ -125,7 +137,8 @@ def main() -> int:
     elif len(prompts) == 1 and sys.stdout.isatty() and options['num_beams'] == 1:
       stream(run, prompts[0], options)
     else:
-      texts = [generation.prompt + generation.text for generation in inference.generate(run, prompts, **options)]
+      generations = inference.generate(run, prompts, **options)
+      texts = [one.text if _reads_sources(run) else one.prompt + one.text for one in generations]
       print(f'\n{_SEPARATOR}\n'.join(texts))
   except (ValueError, OSError, checkpoints.CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)

@@ -48,7 +48,7 @@ def make(directory: pathlib.Path, gigabytes: float, shard_gigabytes: float) -> t
   described = describe(gigabytes)
   directory.mkdir()
   (directory / 'config.json').write_text(json.dumps(described))
-  shapes = reading.parameter_shapes(reading.to_config(_FAMILY, described).model)
+  shapes = reading.parameter_shapes(reading.to_config(_FAMILY, described, ()).model)
   dtype = files.DTYPES['BF16']
   specs = {name: (dtype, place.shape) for name, place in rules.places(_FAMILY.rules, shapes).items()}
   rng = np.random.default_rng(0)

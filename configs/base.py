@@ -92,7 +92,10 @@ def _model():
   model.head_bias = flag(False)  # a bias for each token
   model.logit_scale = number(1.0, above=0)  # factor on logits; tied T5: 1/sqrt(embed_dim)
   model.logit_softcap = number(0.0, at_least=0)  # logits become cap * tanh(logits / cap); 0 = off
-  model.start_token = count(0)  # encoder_decoder: the token with which every target starts
+  # encoder_decoder: the token with which every target starts; -1 = by the vocabulary, see `data.tokenizers.Special`
+  model.start_token = count(-1, at_least=-1)  # (without one: 0)
+  model.forced_first_token = count(-1, at_least=-1)  # encoder_decoder: with which generated text begins; -1 = none
+  model.forced_last_token = count(-1, at_least=-1)  # the same, with which it ends at the limit of its length; BART: 2
   model.dropout_rate = number(0.0, at_least=0, below=1)  # after the embedding and on each residual branch
   model.init = choice('normal', 'fan_in', 'xavier')  # normal (std init_scale); fan_in and xavier, times init_scale
   model.init_scale = number(0.02, at_least=0)  # standard deviation for normal; factor for the others (usually 1)
@@ -111,6 +114,7 @@ def _encoder():
   encoder = _group('model.encoder')  # encoder_decoder only
   encoder.num_layers = count(0)  # blocks; 0 = as the decoder
   encoder.num_heads = count(0)  # heads of queries, keys and values; 0 = as the decoder
+  encoder.head_dim = count(0)  # width of a head, even; 0 = model.head_dim, or embed_dim / num_heads where that is 0
   encoder.mlp_dim = count(0)  # width of the feed-forward; 0 = as the decoder
   return encoder
 
@@ -174,7 +178,8 @@ def _moe():
   moe.mlp_dim = count(0)  # width of an expert; 0 = model.mlp_dim
   moe.shared_mlp_dim = count(0)  # width of the feed-forward that every token passes besides; 0 = none
   moe.first_dense = count(0)  # layers before the first that may have experts
-  moe.every = count(1, at_least=1)  # behind them the last of each run of so many layers has experts
+  moe.every = count(1, at_least=1)  # behind them one layer of each run of so many has experts
+  moe.place = count(0)  # which of a run it is, from 1 on; 0 = the last
   moe.router = choice('softmax', 'sigmoid', 'expert_choice')  # scores of experts; or experts choose tokens
   moe.router_bias = flag(False)  # learned, in the router's logits
   moe.selection_bias = flag(False)  # added to scores for the choice alone, follows the load: see expert_bias_rate

@@ -13,6 +13,9 @@ import numpy as np
 from inference import decode
 from inference import sampling as sampling_lib
 
+# When a search ends, by the names of transformers: False, once the finished texts, as many as there are beams, are all
+# better than the best running beam is now; True, once there are as many; 'never', once no running beam can still win.
+EARLY_STOPPING = {False: 0, True: 1, 'never': 2}
 CHUNK = 32  # tokens a call; between calls the program can be interrupted
 
 
@@ -34,6 +37,7 @@ class State(NamedTuple):
   position_R: jax.Array  # of each beam's last token
   seen_BxNxV: jax.Array | None
   best: Best
+  scores_BxN: jax.Array  # of the best finished continuations; -inf = none yet
   length: jax.Array  # tokens of every running beam
   done_B: jax.Array
 
@@ -44,12 +48,13 @@ class Limits(NamedTuple):
   max_new_tokens: jax.Array | int
   length_penalty: jax.Array | float  # score = logprob / length ** length_penalty: above 0 favours long texts
   repetition_penalty: jax.Array | float | None  # None = off
+  early_stopping: jax.Array | int = EARLY_STOPPING['never']
 
 
 def search(
   model, params, prompts: decode.Prompts, vocabulary: decode.Vocabulary, num_beams: int, limits: Limits
 ) -> Best:
-  """Beam search as in Hugging Face transformers, ended as soon as no running beam can still win.
+  """Beam search as in Hugging Face transformers.
 
   At each step the 2 N best extensions are ranked; those among the first N that end with EOS are finished, and the
   N best others run on. At `limits.max_new_tokens` the running beams count as finished.
@@ -95,6 +100,7 @@ def _start(model, params, prompts, vocabulary, num_beams, limits, slots):
     repeat(prompts.lengths_B) - 1,
     seen_BxNxV,
     best,
+    jnp.full((rows, num_beams), -jnp.inf),
     jnp.zeros((), jnp.int32),
     jnp.zeros(rows, bool),
   )
@@ -125,7 +131,10 @@ def _extend(state, logits_RxV, vocabulary, limits):
 
   ends = tokens == vocabulary.eos_id
   finished = (ends | (length == limits.max_new_tokens)) & (jnp.arange(2 * num_beams) < num_beams)
-  best = _better(state.best, jnp.where(finished & ~state.done_B[:, None], top, -jnp.inf), texts, length, limits)
+  ended = jnp.where(finished & ~state.done_B[:, None], top, -jnp.inf)
+  best = _better(state.best, ended, texts, length, limits)
+  scores_BxN = jnp.concatenate([state.scores_BxN, _score(ended, length, limits)], axis=1)
+  scores_BxN = jax.lax.top_k(scores_BxN, num_beams)[0]
 
   logprobs_BxN, running = jax.lax.top_k(jnp.where(ends, -jnp.inf, top), num_beams)
   chosen = lambda values: jnp.take_along_axis(values, running, axis=1)
@@ -137,10 +146,12 @@ def _extend(state, logits_RxV, vocabulary, limits):
     seen_BxNxV = jnp.take_along_axis(seen_BxNxV, parents_BxN[..., None], axis=1)
     seen_BxNxV = seen_BxNxV | jax.nn.one_hot(tokens_BxN, vocab, dtype=bool)
 
-  # Log-probabilities only fall, so this is the highest score that a running beam can still reach.
-  final_length = jnp.where(limits.length_penalty > 0, limits.max_new_tokens, length + 1)
-  bound_B = _score(logprobs_BxN[:, 0], final_length, limits)
-  done_B = state.done_B | (length == limits.max_new_tokens) | (best.score_B >= bound_B)
+  # Log-probabilities only fall, so with 'never' this is the highest score that a running beam can still reach.
+  is_exact, worst_B = limits.early_stopping == EARLY_STOPPING['never'], scores_BxN[:, -1]
+  final_length = jnp.where(is_exact & (limits.length_penalty > 0), limits.max_new_tokens, length)
+  is_beaten_B = jnp.where(is_exact, best.score_B, worst_B) >= _score(logprobs_BxN[:, 0], final_length, limits)
+  are_enough_B = (limits.early_stopping == EARLY_STOPPING[True]) & (worst_B > -jnp.inf)
+  done_B = state.done_B | (length == limits.max_new_tokens) | is_beaten_B | are_enough_B
   return State(
     cache,
     logprobs_BxN,
@@ -148,6 +159,7 @@ def _extend(state, logits_RxV, vocabulary, limits):
     state.position_R + 1,
     seen_BxNxV,
     best,
+    scores_BxN,
     length,
     done_B,
   )
@@ -158,6 +170,10 @@ def _logprobs(state, logits_RxV, vocabulary, limits):
   if state.seen_BxNxV is not None:
     seen_RxV = state.seen_BxNxV.reshape(logprobs_RxV.shape)
     logprobs_RxV = sampling_lib.penalize_repetition(logprobs_RxV, seen_RxV, limits.repetition_penalty)
+  # A token that must come costs nothing.
+  forced = decode.forced_token(vocabulary, state.length, limits.max_new_tokens)
+  only_RxV = jnp.where(jnp.arange(logprobs_RxV.shape[-1]) == forced, 0.0, -jnp.inf)
+  logprobs_RxV = jnp.where(forced >= 0, only_RxV, logprobs_RxV)
   return logprobs_RxV.reshape(*state.logprobs_BxN.shape, -1)
 
 

@@ -27,6 +27,7 @@ class Prompts(NamedTuple):
   positions_BxP: np.ndarray
   segment_ids_BxP: np.ndarray
   lengths_B: np.ndarray
+  are_sources: np.ndarray | bool = False  # what an encoder reads: the text that is generated does not go on from it
 
   @property
   def stream(self) -> Stream:
@@ -39,6 +40,8 @@ class Vocabulary(NamedTuple):
 
   size: jax.Array | int
   eos_id: jax.Array | int  # -1 = none: generate up to the limit
+  first_id: jax.Array | int = -1  # the first token whatever the model says; -1 = none
+  last_id: jax.Array | int = -1  # the same, of the last token that the limit allows
 
 
 class Chunk(NamedTuple):
@@ -59,12 +62,13 @@ class State(NamedTuple):
   step: jax.Array  # tokens chosen so far
 
 
-def pad(prompts: Sequence[Sequence[int]], rows: int) -> Prompts:
+def pad(prompts: Sequence[Sequence[int]], rows: int, are_sources: bool = False) -> Prompts:
   """Left-pads prompts to a power of two, so that few lengths are compiled; missing rows repeat the first prompt.
 
   Args:
     prompts: at least one list of token ids, none empty.
     rows: at least `len(prompts)`.
+    are_sources: see `Prompts`.
   """
   prompts = list(prompts) + [prompts[0]] * (rows - len(prompts))
   lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
@@ -72,7 +76,9 @@ def pad(prompts: Sequence[Sequence[int]], rows: int) -> Prompts:
   positions_BxP = np.arange(slots, dtype=np.int32) - (slots - lengths_B[:, None])
   tokens_BxP = np.zeros_like(positions_BxP)
   tokens_BxP[positions_BxP >= 0] = np.concatenate(prompts)
-  return Prompts(tokens_BxP, np.maximum(positions_BxP, 0), (positions_BxP >= 0).astype(np.int32), lengths_B)
+  return Prompts(
+    tokens_BxP, np.maximum(positions_BxP, 0), (positions_BxP >= 0).astype(np.int32), lengths_B, are_sources
+  )
 
 
 def power_of_two(number: int) -> int:
@@ -108,18 +114,18 @@ def decode(
     max_new_tokens: tokens a row at most; it stops earlier when every row has ended.
   """
   slots = cache_slots(prompts.tokens_BxP.shape[1], max_new_tokens)
-  state, chunk = _start(model, params, prompts, sampling, vocabulary, keys_B, active_B, slots)
+  state, chunk = _start(model, params, prompts, sampling, vocabulary, keys_B, active_B, slots, max_new_tokens)
   yield Chunk(*map(np.asarray, chunk))
   produced = 1
   while produced < max_new_tokens and np.any(state.active_B):
     steps = min(CHUNK, max_new_tokens - produced)
-    state, chunk = _advance(model, params, state, sampling, vocabulary, keys_B, steps)
+    state, chunk = _advance(model, params, state, sampling, vocabulary, keys_B, steps, max_new_tokens)
     yield Chunk(*(np.asarray(values)[:, :steps] for values in chunk))
     produced += steps
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'slots'))
-def _start(model, params, prompts, sampling, vocabulary, keys_B, active_B, slots):
+def _start(model, params, prompts, sampling, vocabulary, keys_B, active_B, slots, limit):
   logits_BxV, cache = model.prefill(params, prompts.stream, slots)
   seen_BxV = None
   if sampling.repetition_penalty is not None:
@@ -127,12 +133,12 @@ def _start(model, params, prompts, sampling, vocabulary, keys_B, active_B, slots
   state = State(
     cache, jnp.zeros_like(prompts.lengths_B), prompts.lengths_B - 1, active_B, seen_BxV, jnp.zeros((), jnp.int32)
   )
-  state, token_B, logprob_B = _choose(logits_BxV, state, sampling, vocabulary, keys_B)
+  state, token_B, logprob_B = _choose(logits_BxV, state, sampling, vocabulary, keys_B, limit)
   return state, Chunk(token_B[:, None], logprob_B[:, None])
 
 
 @functools.partial(jax.jit, static_argnames='model', donate_argnames='state')
-def _advance(model, params, state, sampling, vocabulary, keys_B, steps):
+def _advance(model, params, state, sampling, vocabulary, keys_B, steps, limit):
   rows = len(state.token_B)
   chunk = Chunk(jnp.full((rows, CHUNK), -1, jnp.int32), jnp.zeros((rows, CHUNK), jnp.float32))
 
@@ -143,7 +149,7 @@ def _advance(model, params, state, sampling, vocabulary, keys_B, steps):
   def step(carry):
     state, chunk, i = carry
     logits_BxV, cache = model.extend(params, state.cache, state.token_B, state.position_B)
-    state, *chosen = _choose(logits_BxV, state._replace(cache=cache), sampling, vocabulary, keys_B)
+    state, *chosen = _choose(logits_BxV, state._replace(cache=cache), sampling, vocabulary, keys_B, limit)
     chunk = Chunk(*(values.at[:, i].set(new) for values, new in zip(chunk, chosen, strict=True)))
     return state, chunk, i + 1
 
@@ -151,10 +157,12 @@ def _advance(model, params, state, sampling, vocabulary, keys_B, steps):
   return state, chunk
 
 
-def _choose(logits_BxV, state, sampling, vocabulary, keys_B):
+def _choose(logits_BxV, state, sampling, vocabulary, keys_B, limit):
   logits_BxV = sampling_lib.mask_padding(logits_BxV, vocabulary.size)
   keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, state.step)
   token_B = sampling_lib.sample(logits_BxV, sampling, keys_B, state.seen_BxV)
+  forced = forced_token(vocabulary, state.step, limit)
+  token_B = jnp.where(forced >= 0, forced, token_B)
   logprob_B = jnp.take_along_axis(jax.nn.log_softmax(logits_BxV), token_B[:, None], axis=-1)[:, 0]
   seen_BxV = state.seen_BxV
   if seen_BxV is not None:
@@ -166,9 +174,16 @@ def _choose(logits_BxV, state, sampling, vocabulary, keys_B):
   return state, jnp.where(active_B, token_B, -1), jnp.where(active_B, logprob_B, 0.0)
 
 
+def forced_token(vocabulary: Vocabulary, step, limit):
+  """The token that must be number `step`, counted from 0, of at most `limit`; -1 = any."""
+  first = jnp.where(step == 0, vocabulary.first_id, -1)
+  return jnp.where((step == limit - 1) & (vocabulary.last_id >= 0), vocabulary.last_id, first)
+
+
 def seen_tokens(prompts: Prompts, vocab_size: int) -> jax.Array:
-  """bool `[B, vocab_size]`: tokens of each prompt. The mark before its first token is no text and does not count."""
+  """bool `[B, vocab_size]`: tokens of each prompt. The mark before its first token is no text and does not count, nor
+  does a source."""
   rows_Bx1 = jnp.arange(len(prompts.tokens_BxP))[:, None]
-  counted_BxP = (prompts.segment_ids_BxP != 0) & (prompts.positions_BxP > 0)
+  counted_BxP = (prompts.segment_ids_BxP != 0) & (prompts.positions_BxP > 0) & ~jnp.asarray(prompts.are_sources)
   empty = jnp.zeros((len(prompts.tokens_BxP), vocab_size), bool)
   return empty.at[rows_Bx1, prompts.tokens_BxP].max(counted_BxP)

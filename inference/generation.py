@@ -19,8 +19,8 @@ class Generation:
   """A continuation.
 
   Attributes:
-    prompt: the text that was continued.
-    text: the continuation alone; prompt + text reads as one.
+    prompt: the text that was continued, or of an encoder-decoder the source.
+    text: the continuation alone; prompt + text reads as one where it is no source.
     tokens: its ids, without the end-of-text mark.
     finished: the model ended it, not the limit on new tokens.
     logprob: its log-probability under the model in nats, the end included; temperature and truncation do not change
@@ -43,6 +43,7 @@ class _Request:
   vocabulary: decode.Vocabulary
   prompts: list[list[int]]
   max_new_tokens: int
+  are_sources: bool
 
 
 def generate(
@@ -57,16 +58,17 @@ def generate(
   repetition_penalty: float = 1.0,
   num_beams: int = 1,
   length_penalty: float = 1.0,
+  early_stopping: bool | str = False,
   seed: int = 0,
   stop_at_eos: bool = True,
   on_tokens: Callable[[int, list[int]], None] | None = None,
 ) -> list[Generation]:
-  """Continues each prompt; an empty one begins a new document.
+  """Continues each prompt, an empty one begins a new document; or writes the target of each source.
 
   Args:
     run: has `decoder` (see `precision.Decoder`), `decoding_params` (of its `unstacked`) and `tokenizer`, as
-      `training.load_run` returns.
-    prompts: texts.
+      `training.load_run` returns; of an encoder-decoder also `config`.
+    prompts: texts; of an encoder-decoder sources.
     max_new_tokens: tokens a continuation at most.
     temperature: logits are divided by it; 0 = always the most probable token.
     top_k: sample from this many most probable tokens; 0 = off.
@@ -75,6 +77,7 @@ def generate(
     repetition_penalty: above 1 makes tokens of the prompt and of the continuation less probable; 1 = off.
     num_beams: above 1, beam search with this many beams; it does not sample.
     length_penalty: beams are compared by log-probability / length ** length_penalty, EOS included in the length.
+    early_stopping: when beam search ends, see `beam.EARLY_STOPPING`: False, True or 'never'.
     seed: of the draws. Those for a prompt depend on the seed and its place in the list, not on the other prompts.
     stop_at_eos: end a continuation where the model ends the document.
     on_tokens: called with the index of a prompt and its next token ids as they come. Not with beam search, which
@@ -84,23 +87,49 @@ def generate(
     A Generation for each prompt, in order.
 
   Raises:
-    ValueError: an argument is out of range, or prompt and new tokens are longer than the positions the model learned.
+    ValueError: an argument is out of range, or prompt and new tokens are longer than the positions the model learned;
+      or the model is an encoder, which does not generate.
   """
   _check(prompts, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, num_beams, seed, on_tokens)
+  if early_stopping not in beam.EARLY_STOPPING:
+    raise ValueError(f"early_stopping is {early_stopping!r}; it must be False, True or 'never'")
   tokenizer = run.tokenizer
-  ids = _encode(tokenizer, prompts)
-  if max_new_tokens > (room := _room(run.decoder, ids)):
-    advice = f'ask for at most {room} new tokens' if room > 0 else 'shorten it'
+  model_config = run.decoder.model.config
+  are_sources = model_config.family == 'encoder_decoder'
+  if model_config.family == 'encoder':
     raise ValueError(
-      f'the longest prompt has {max(map(len, ids))} tokens, with the mark that begins a document; '
-      f'{max_new_tokens} new ones do not fit into the {run.decoder.length_limit} positions that the '
+      "model.family='encoder' does not generate text; fill masks with generate.py --fill='The [MASK] sat'"
+    )
+  if are_sources:
+    ids = _encode_sources(tokenizer, prompts, run.config.objective.name == 'denoising')
+  else:
+    ids = _encode(tokenizer, prompts)
+  if are_sources and max(map(len, ids), default=0) > run.decoder.length_limit:
+    raise ValueError(
+      f'the longest source has {max(map(len, ids))} tokens, with the marks around it, more than the '
+      f'{run.decoder.length_limit} positions that the model learned: shorten it'
+    )
+  if max_new_tokens > (room := _room(run.decoder, [[0]] if are_sources else ids)):
+    advice = f'ask for at most {room} new tokens' if room > 0 else 'shorten it'
+    before = (
+      'the token with which a target starts is one'
+      if are_sources
+      else f'the longest prompt has {max(map(len, ids))} tokens, with the mark that begins a document'
+    )
+    raise ValueError(
+      f'{before}; {max_new_tokens} new ones do not fit into the {run.decoder.length_limit} positions that the '
       f'model learned: {advice}'
     )
-  vocabulary = decode.Vocabulary(tokenizer.vocab_size, tokenizer.eos_id if stop_at_eos else -1)
-  request = _Request(run.decoder, run.decoding_params, vocabulary, ids, max_new_tokens)
+  vocabulary = decode.Vocabulary(
+    tokenizer.vocab_size,
+    tokenizer.eos_id if stop_at_eos else -1,
+    model_config.forced_first_token,
+    model_config.forced_last_token if stop_at_eos else -1,
+  )
+  request = _Request(run.decoder, run.decoding_params, vocabulary, ids, max_new_tokens, are_sources)
   penalty = None if repetition_penalty == 1.0 else repetition_penalty
   if num_beams > 1:
-    limits = beam.Limits(max_new_tokens, length_penalty, penalty)
+    limits = beam.Limits(max_new_tokens, length_penalty, penalty, beam.EARLY_STOPPING[early_stopping])
     results = _beam_search(request, num_beams, limits)
   else:
     sampling = (
@@ -109,18 +138,20 @@ def generate(
       else Sampling(temperature, top_k or None, top_p if top_p < 1 else None, min_p or None, penalty)
     )
     results = _sample(request, sampling, seed, on_tokens or (lambda index, tokens: None))
-  return [_generation(tokenizer, prompt, ids[i], vocabulary.eos_id, *results[i]) for i, prompt in enumerate(prompts)]
+  before = [[] if are_sources else prompt for prompt in ids]
+  return [_generation(tokenizer, prompt, before[i], vocabulary.eos_id, *results[i]) for i, prompt in enumerate(prompts)]
 
 
-def sample_texts(decoder, params, tokenizer, prompts: Sequence[str], max_new_tokens: int, seed: int) -> list[str]:
+def sample_texts(config, decoder, params, tokenizer, prompts: Sequence[str]) -> list[str]:
   """Continuations at temperature 0.8 as texts, for samples during training; they end where learned positions do."""
-  max_new_tokens = min(max_new_tokens, max(1, _room(decoder, _encode(tokenizer, prompts))))
+  read = [[0]] if config.model.family == 'encoder_decoder' else _encode(tokenizer, prompts)
+  max_new_tokens = min(config.train.sample_tokens, max(1, _room(decoder, read)))
   generations = generate(
-    _Run(decoder, decoder.unstacked(params, Stream.of_one_token()), tokenizer),
+    _Run(decoder, decoder.unstacked(params, Stream.of_one_token()), tokenizer, config),
     prompts,
     max_new_tokens=max_new_tokens,
     temperature=0.8,
-    seed=seed,
+    seed=config.seed,
   )
   return [generation.text for generation in generations]
 
@@ -130,20 +161,22 @@ class _Run:
   decoder: object
   decoding_params: dict
   tokenizer: object
+  config: object
 
 
-def _batches(prompts, rows) -> Iterator[tuple[list[int], decode.Prompts]]:
+def _batches(request, rows) -> Iterator[tuple[list[int], decode.Prompts]]:
   """Prompts of like length together, and the number of rows a power of two, so that few shapes are compiled."""
+  prompts = request.prompts
   order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
   for start in range(0, len(order), rows):
     indices = order[start : start + rows]
-    yield indices, decode.pad([prompts[i] for i in indices], decode.power_of_two(len(indices)))
+    yield indices, decode.pad([prompts[i] for i in indices], decode.power_of_two(len(indices)), request.are_sources)
 
 
 def _sample(request, sampling, seed, on_tokens) -> dict[int, tuple[list[int], float]]:
   results = {i: ([], 0.0) for i in range(len(request.prompts))}
   base_key = jax.random.key(seed)
-  for indices, batch in _batches(request.prompts, MAX_ROWS):
+  for indices, batch in _batches(request, MAX_ROWS):
     rows = len(batch.lengths_B)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
       base_key, np.array(indices + [0] * (rows - len(indices)), np.uint32)
@@ -163,7 +196,7 @@ def _sample(request, sampling, seed, on_tokens) -> dict[int, tuple[list[int], fl
 
 def _beam_search(request, num_beams, limits) -> dict[int, tuple[list[int], float]]:
   results = {}
-  for indices, batch in _batches(request.prompts, max(1, MAX_ROWS // num_beams)):
+  for indices, batch in _batches(request, max(1, MAX_ROWS // num_beams)):
     best = beam.search(request.decoder, request.params, batch, request.vocabulary, num_beams, limits)
     for row, index in enumerate(indices):
       results[index] = best.tokens_BxT[row, : best.length_B[row]].tolist(), float(best.logprob_B[row])
@@ -206,6 +239,12 @@ def _check(prompts, max_new_tokens, temperature, top_k, top_p, min_p, repetition
 def _encode(tokenizer, prompts) -> list[list[int]]:
   # Documents begin with EOS in training: it tells the model that nothing stands before the prompt.
   return [[tokenizer.eos_id, *map(int, tokenizer.encode(prompt))] for prompt in prompts]
+
+
+def _encode_sources(tokenizer, sources, opened) -> list[list[int]]:
+  # As in training: a denoising objective opens the text that the encoder reads.
+  opening = [tokenizer.special.opening_id] if opened else []
+  return [[*opening, *map(int, tokenizer.encode(source)), tokenizer.eos_id] for source in sources]
 
 
 def _room(model, prompts: list[list[int]]) -> int | float:

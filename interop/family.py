@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from interop.fields import Fields
 from interop.rules import Rule
@@ -26,7 +26,8 @@ class Family:
     copies: tensors that transformers expects and does not read, written as another one where none was carried.
       {name: other}.
     renamed: parts of the names of the first release, with what they are today.
-    objective: what models of the family were made to predict, see `objective.name`.
+    objective: for which its models were trained; evaluation and further training begin with it.
+    absent: tensors that may be missing whatever config.json says, and what our keys then are.
   """
 
   name: str
@@ -40,6 +41,7 @@ class Family:
   copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
   renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
   objective: str = 'causal'
+  absent: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
 
   def recognises(self, config: Mapping) -> bool:
     """Whether a config.json is of this family."""
@@ -53,6 +55,14 @@ class Family:
   def name_in(self, architecture: str, tensor: str) -> str:
     """What a tensor is called in a class of transformers: names in one without a head lack the prefix."""
     return tensor.removeprefix(self.prefix) if self.is_bare(architecture) else tensor
+
+  def without(self, keys: Mapping, tensors: Collection[str]) -> dict:
+    """Keys of ours that config.json gave, corrected for those of `absent` that are not among the `tensors`."""
+    corrected = dict(keys)
+    for name, ours in self.absent.items():
+      if name not in tensors:
+        corrected |= ours
+    return corrected
 
   def is_buffer(self, tensor: str) -> bool:
     """Whether a tensor follows from the config."""

@@ -164,7 +164,7 @@ COMMON = (
       *('temperature', 'top_k', 'top_p', 'typical_p', 'repetition_penalty', 'length_penalty', 'no_repeat_ngram_size'),
       *('encoder_no_repeat_ngram_size', 'bad_words_ids', 'num_return_sequences', 'forced_bos_token_id'),
       *('forced_eos_token_id', 'remove_invalid_values', 'exponential_decay_length_penalty', 'suppress_tokens'),
-      *('begin_suppress_tokens'),
+      'begin_suppress_tokens',
     ),
   ),
 )

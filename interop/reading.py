@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -113,13 +113,14 @@ def read(directory: str | pathlib.Path) -> Pretrained:
   directory = pathlib.Path(directory)
   original = _read_config(directory)
   family = recognise(original, directory)
+  stored = files.tensors(directory)
   try:
-    config = to_config(family, original)
+    config = to_config(family, original, stored)
   except (FieldError, ValueError) as error:
     raise FieldError(f'{directory}/config.json: {error}') from error
   shapes = parameter_shapes(config.model)
   places = rules.places(family.rules, shapes)
-  tensors, carried = _matched(files.tensors(directory), family, places, directory)
+  tensors, carried = _matched(stored, family, places, directory)
   tokenizer, kept = tokenizer_files.read(directory, original)
   return Pretrained(directory, family, original, config, tokenizer, shapes, places, tensors, carried, kept)
 
@@ -136,19 +137,20 @@ def recognise(original: Mapping, directory) -> Family:
   )
 
 
-def to_config(family: Family, original: Mapping):
-  """A whole config of ours for a config.json.
+def to_config(family: Family, original: Mapping, tensors: Collection[str]):
+  """A whole config of ours for a config.json and the names of the tensors beside it.
 
   Raises:
     ValueError: a field cannot be honoured.
   """
-  ours = family.fields.read(original)
+  ours = family.without(family.fields.read(original), tensors)
   length = ours.pop(LENGTH)
   config = base.get_config()
   config.objective.name = family.objective
   config.model.update(ours)
   with config.unlocked():
     config.model = model_lib.resolve(config.model)
+  config.objective.name = family.objective
   config.data.sequence_length = min(length, _SEQUENCE_LENGTH)
   config.data.batch_tokens = 8 * config.data.sequence_length
   return config

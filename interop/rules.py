@@ -29,7 +29,7 @@ class Rule:
     batch: leading dimensions of both, in front of a matrix.
     flat: False: theirs has our dimensions one by one.
     ones: dimensions of 1 in front of theirs.
-    tied: only where the head is (True) or is not (False) the embedding's table; None: in either case.
+    where: (path of ours, whether the model has it): theirs has another name otherwise; None: the same name always.
   """
 
   theirs: str
@@ -40,7 +40,11 @@ class Rule:
   batch: int = 0
   flat: bool = True
   ones: int = 0
-  tied: bool | None = None
+  where: tuple[str, bool] | None = None
+
+  def holds(self, shapes: Mapping, prefix: str = '') -> bool:
+    """Whether a model with parameters of these paths names the tensor so; `prefix` stands for `{layer}`."""
+    return self.where is None or (self.where[0].replace(_LAYER, prefix) in shapes) == self.where[1]
 
   def shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The shape of theirs, given those of ours."""
@@ -149,15 +153,14 @@ def places(rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]]) -> dict
   Raises:
     ValueError: rules leave a leaf out or claim it twice, which is a defect of the family.
   """
-  found, is_tied = {}, 'head/table' not in shapes
-  rules = [rule for rule in rules if rule.tied in (None, is_tied)]
+  found = {}
   for rule in rules:
-    if _LAYER not in rule.ours[0]:
+    if _LAYER not in rule.ours[0] and rule.holds(shapes):
       found |= _placed(rule, shapes, rule.theirs, rule.ours, ())
   for root in dict.fromkeys(rule.ours[0].partition(_LAYER)[0] for rule in rules if _LAYER in rule.ours[0]):
     for i, (prefix, repeat) in enumerate(layers(shapes, root)):
       for rule in rules:
-        if rule.ours[0].startswith(root + _LAYER):
+        if rule.ours[0].startswith(root + _LAYER) and rule.holds(shapes, prefix):
           paths = tuple(path.replace(_LAYER, prefix) for path in rule.ours)
           found |= _placed(rule, shapes, rule.theirs.replace(_LAYER, str(i)), paths, (repeat,))
   elements = dict.fromkeys(shapes, 0)

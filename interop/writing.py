@@ -175,19 +175,20 @@ def to_original(family: Family, config, before: Mapping) -> dict:
   ours = flat(config.model)
   length = config.model.max_length or config.data.sequence_length
   written = family.fields.write(ours | {LENGTH: length}, before)
-  again = _read_back(family, written)
+  tensors = rules.places(family.rules, reading.parameter_shapes(config.model)) if family.absent else ()
+  again = _read_back(family, written, tensors)
   for key, value in ours.items():
     if key not in _UNSAID and again[key] != value and _matters(key, ours):
       raise FieldError(f'model.{key}={value!r} cannot be written as {family.name}, whose models have {again[key]!r}')
   # A field that was null stays so where that means the same number.
   for name in [name for name, value in written.items() if value is not None and before.get(name, value) is None]:
-    if _read_back(family, written | {name: None}) == again:
+    if _read_back(family, written | {name: None}, tensors) == again:
       written[name] = None
   return written
 
 
-def _read_back(family, written) -> dict:
-  model = family.fields.read(written)
+def _read_back(family, written, tensors) -> dict:
+  model = family.without(family.fields.read(written), tensors)
   model.pop(LENGTH)
   group = base.get_config().model
   group.update(model)
@@ -211,4 +212,6 @@ def _matters(key, ours) -> bool:
     return not has_experts or ours['moe.first_dense'] > 0 or ours['moe.every'] > 1
   if key.startswith('moe.') and key != 'moe.num_experts':
     return has_experts
+  if key.startswith('relative.'):
+    return ours['positions'] in ('t5', 'shaw')
   return not key.startswith('rope') or ours['positions'] == 'rope'

@@ -84,6 +84,7 @@ class SingleStack(Model):
     Raises:
       ValueError: visibility and positions do not go together, or the row is longer than the positions learned.
     """
+    self.tower.check_length(stream)
     context = self.tower.context(params, stream, visibility or self.visibility)
     x = self.vocabulary.embed(params, stream.tokens)
     hidden_BxLxD, _, metrics = self.tower.read(params, x, stream, context, rng)

@@ -53,7 +53,12 @@ class EncoderDecoder(Model):
 
     Returns:
       float [B, L, D], and the metrics of the layers of both.
+
+    Raises:
+      ValueError: a row is longer than the positions learned.
     """
+    self.encoder.check_length(source)
+    self.decoder.check_length(target)
     keys = (None, None) if rng is None else jax.random.split(rng)
     memory_BxSxD, of_encoder = self.encode(params, source, keys[0])
     hidden_BxLxD, _, of_decoder = self._decode(params, memory_BxSxD, source.segment_ids, target, keys[1])
@@ -123,9 +128,8 @@ def create(model_config) -> EncoderDecoder:
   """The encoder-decoder of a resolved config, without parameters. Raises ValueError as `tower.create`."""
   of_encoder, sizes = model_config.copy_and_resolve_references(), model_config.encoder
   with of_encoder.unlocked():
-    of_encoder.num_layers = sizes.num_layers or model_config.num_layers
-    of_encoder.mlp_dim = sizes.mlp_dim or model_config.mlp_dim
-    if sizes.num_heads:
+    of_encoder.num_layers, of_encoder.mlp_dim, of_encoder.head_dim = sizes.num_layers, sizes.mlp_dim, sizes.head_dim
+    if sizes.num_heads != model_config.num_heads:
       of_encoder.num_heads = of_encoder.num_kv_heads = sizes.num_heads
   return EncoderDecoder(
     model_config,

@@ -62,11 +62,20 @@ def resolve(model_config):
   model_config = model_config.copy_and_resolve_references()
   check(model_config)
   with model_config.unlocked():
+    if model_config.family == 'encoder_decoder':
+      model_config.start_token = max(model_config.start_token, 0)
+      encoder_config = model_config.encoder
+      encoder_config.num_layers = encoder_config.num_layers or model_config.num_layers
+      encoder_config.num_heads = encoder_config.num_heads or model_config.num_heads
+      own_width = model_config.embed_dim // encoder_config.num_heads
+      encoder_config.head_dim = encoder_config.head_dim or model_config.head_dim or own_width
     model_config.head_dim = model_config.head_dim or model_config.embed_dim // model_config.num_heads
     model_config.num_kv_heads = model_config.num_kv_heads or model_config.num_heads
     if not model_config.mlp_dim:
       gated = -(-8 * model_config.embed_dim // (3 * 64)) * 64
       model_config.mlp_dim = gated if model_config.gated_mlp else 4 * model_config.embed_dim
+    if model_config.family == 'encoder_decoder':
+      model_config.encoder.mlp_dim = model_config.encoder.mlp_dim or model_config.mlp_dim
     model_config.moe.mlp_dim = model_config.moe.mlp_dim or model_config.mlp_dim
     latent_config = model_config.attention.latent
     if latent_config.key_value_rank:
@@ -213,7 +222,12 @@ def _check_experts(model_config):
       f'model.moe.num_groups={groups} and groups_per_token={best} do not fit num_experts={experts} and '
       f'experts_per_token={k}: groups divide the experts, and those of a token hold at least as many as it takes'
     )
-  if moe_config.first_dense + moe_config.every > num_layers:
+  if moe_config.place > moe_config.every:
+    raise ValueError(
+      f'model.moe.place={moe_config.place} is behind the end of a run of model.moe.every={moe_config.every} layers; '
+      'choose at most as much, or 0 for the last'
+    )
+  if moe_config.first_dense + (moe_config.place or moe_config.every) > num_layers:
     raise ValueError(
       f'model.moe.first_dense={moe_config.first_dense} and model.moe.every={moe_config.every} leave none of '
       f'model.num_layers={num_layers} an expert; choose smaller ones, or model.moe.num_experts=0'
@@ -248,9 +262,10 @@ def _check_family(model_config):
       )
     return
   encoder_config = model_config.encoder
-  given = encoder_config.num_layers or encoder_config.num_heads or encoder_config.mlp_dim
-  if given or model_config.start_token:
+  given = encoder_config.num_layers or encoder_config.num_heads or encoder_config.head_dim or encoder_config.mlp_dim
+  tokens = model_config.start_token, model_config.forced_first_token, model_config.forced_last_token
+  if given or max(tokens) >= 0:
     raise ValueError(
-      f'model.encoder and model.start_token are for two stacks, but model.family={family!r}; leave them 0, or set '
-      "model.family='encoder_decoder'"
+      f'model.encoder, model.start_token, model.forced_first_token and model.forced_last_token are for two stacks, but '
+      f"model.family={family!r}; leave sizes 0 and tokens -1, or set model.family='encoder_decoder'"
     )

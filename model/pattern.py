@@ -64,7 +64,8 @@ def segments(model_config, cross: bool = False) -> tuple[Segment, ...]:
 
 
 def _expert_layers(model_config) -> list[bool]:
-  """Which layers have experts: behind the first dense ones the last of each run of `every`."""
-  first, every = model_config.moe.first_dense, model_config.moe.every
-  exist = model_config.moe.num_experts > 0
-  return [exist and i >= first and (i - first + 1) % every == 0 for i in range(model_config.num_layers)]
+  """Which layers have experts: behind the first dense ones number `place` of each run of `every`."""
+  moe_config = model_config.moe
+  first, every, place = moe_config.first_dense, moe_config.every, moe_config.place or moe_config.every
+  exist = moe_config.num_experts > 0
+  return [exist and i >= first and (i - first + 1 - place) % every == 0 for i in range(model_config.num_layers)]

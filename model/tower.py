@@ -78,7 +78,7 @@ class Tower:
     if rng is not None:
       x_key, stack_key = jax.random.split(rng)
       layer_keys = jax.random.split(stack_key, self.stack.num_layers)
-    x = layers.dropout(self._placed(frame, x_BxLxD, stream, cache), self.config.dropout_rate, x_key)
+    x = layers.dropout(self._placed(frame, x_BxLxD, stream), self.config.dropout_rate, x_key)
     x, caches, metrics = self.stack.run(
       params,
       ax.constrain(x, (ax.BATCH, ax.LENGTH, ax.EMBED)),
@@ -111,6 +111,15 @@ class Tower:
       changes['token_types'] = (stream.token_types, stream.token_types)
     return dataclasses.replace(context, **changes)
 
+  def check_length(self, stream: Stream) -> None:
+    """Raises ValueError where rows are longer than the positions learned. Padded prompts need not fit as rows."""
+    length, limit = stream.tokens.shape[1], self.config.max_length
+    if self.config.positions == 'learned' and length > limit:
+      raise ValueError(
+        f'a row of {length} tokens is longer than the model.max_length={limit} positions that are learned; cut it, or '
+        "use positions that extrapolate, such as model.positions='rope' or 'alibi'"
+      )
+
   def empty_cache(self, rows: int, slots: int) -> Cache:
     """A cache with nothing in it; layers with a window keep that alone, where their positions do not count slots."""
     counts_slots = self.config.positions in ('t5', 'shaw', 'xlnet')
@@ -131,20 +140,14 @@ class Tower:
   def _specs(self) -> list:
     return [spec for segment in self.stack.segments for spec in segment.pattern * segment.repeats]
 
-  def _placed(self, frame, x, stream, cache):
+  def _placed(self, frame, x, stream):
     """Embedded tokens with what is added for their type and place."""
-    length = stream.tokens.shape[1]
     if stream.token_types is not None and not self.config.token_types:
       raise ValueError('Stream.token_types is given, but model.token_types=0; set model.token_types or leave it None')
     if frame.token_type is not None:
       types_BxL = jnp.zeros_like(stream.tokens) if stream.token_types is None else stream.token_types
       x = x + frame.token_type(types_BxL)
     if frame.position is not None:
-      if cache is None and length > self.config.max_length:
-        raise ValueError(
-          f'a row of {length} tokens is longer than the model.max_length={self.config.max_length} positions that are '
-          "learned; cut it, or use positions that extrapolate, such as model.positions='rope' or 'alibi'"
-        )
       x = x + frame.position(stream.positions + self.config.position_offset)
     if self.config.positions == 'sinusoidal':
       x = x + pos.sinusoidal(stream.positions, self.config.embed_dim)

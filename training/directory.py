@@ -43,10 +43,11 @@ def sample_writer(config, model, tokenizer, sampler, workdir, console):
   def write(step, params):
     prompts = list(config.train.sample_prompts)
     decoder = precision.Decoder(model, precision.policy(config.precision))
-    texts = sampler(decoder, params, tokenizer, prompts, config.train.sample_tokens, config.seed)
+    texts = sampler(config, decoder, params, tokenizer, prompts)
+    between = '\n=> ' if config.model.family == 'encoder_decoder' else ''
     with (workdir / 'samples.txt').open('a', encoding='utf-8') as file:
       for prompt, text in zip(prompts, texts, strict=True):
-        file.write(f'--- step {step}, prompt {prompt!r}\n{prompt}{text}\n\n')
+        file.write(f'--- step {step}, prompt {prompt!r}\n{prompt}{between}{text}\n\n')
     console.message(f'step {step:,} samples in {workdir}/samples.txt')
 
   return write

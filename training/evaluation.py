@@ -7,6 +7,7 @@ import jax
 import data
 import objectives
 from model import metrics as metrics_lib
+from training import resolution
 
 
 def batches(config, split: data.Split, special, max_batches: int = 0) -> Iterator[data.Batch]:
@@ -18,7 +19,7 @@ def batches(config, split: data.Split, special, max_batches: int = 0) -> Iterato
     special: of the tokenizer, see `data.tokenizers.Special`.
     max_batches: 0 = all of it.
   """
-  objective = objectives.create(config.objective, special)
+  objective = objectives.create(config.objective, resolution.special_tokens(config, special))
   return data.eval_batches(
     split,
     objective.row_length(config.data.sequence_length),

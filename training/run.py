@@ -25,7 +25,7 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
     config: the whole config, as `configs.load` gives it.
     workdir: the run directory; made if absent.
     stop_after: stop after this step as a signal would; 0 = do not.
-    sampler: `sampler(decoder, params, tokenizer, prompts, max_new_tokens, seed) -> texts` for samples.txt, or None.
+    sampler: `sampler(config, decoder, params, tokenizer, prompts) -> texts` for samples.txt, or None.
 
   Returns:
     True when the run is finished; False when it was stopped and saved, to be started again.
@@ -52,7 +52,7 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
       params = program.abstract_state.params
       console.message(parallel.describe(params, jax.tree.map(lambda leaf: leaf.sharding, params)))
     checkpoints = stack.enter_context(checkpoints_lib.Checkpoints(workdir / 'checkpoints', config.train.keep_last))
-    objective = objectives.create(config.objective, dataset.tokenizer.special)
+    objective = objectives.create(config.objective, resolution.special_tokens(config, dataset.tokenizer.special))
     examples = data.augmented(objective.examples, config.data.augmentation, dataset.tokenizer.special)
     batches = data.train_batches(dataset, rows, config.seed, examples, config.data.augmentation.random_crop)
     stack.callback(batches.close)

@@ -28,5 +28,6 @@ def get_config(variant: str = ''):
     use_bias=True,
     head_bias=True,
     start_token=2,
+    forced_last_token=2,
     dropout_rate=0.1,
   )

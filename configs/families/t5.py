@@ -25,13 +25,14 @@ def get_config(variant: str = ''):
     variant,
     'span_corruption',
     family='encoder_decoder',
+    start_token=0,
     vocab_size=32128,
     head_dim=64,
     positions='t5',
     norm_epsilon=1e-06,
     activation='relu',
     gated_mlp=False,
-    attention={'scale': 1.0},
+    attention={'scale': 1.0, 'dropout_rate': 0.1},
     dropout_rate=0.1,
   )
   if config.model.tie_embeddings:

@@ -17,6 +17,7 @@ class IdsTokenizer(base.BaseTokenizer):
 
   format: ClassVar[str] = 'ids'
   model_file: ClassVar[str] = 'vocab_size.txt'
+  names: ClassVar[dict[str, int]] = {}
   _lossless: ClassVar[bool] = False
 
   @property
@@ -26,6 +27,10 @@ class IdsTokenizer(base.BaseTokenizer):
   @property
   def eos_id(self) -> int:
     return int(self.eos) if self.eos else self.vocab_size - 1
+
+  @property
+  def pieces(self) -> list[bytes]:
+    return [b'' if i == self.eos_id else f' {i}'.encode() for i in range(self.vocab_size)]
 
   def _encode(self, text):
     words = text.split()

@@ -69,8 +69,8 @@ def head(tied_bias: str, decoder: str) -> tuple[Rule, ...]:
   """Where table and bias of a head are: transformers reads the decoder's own bias, which is another where untied."""
   return (
     *table(decoder, 'head'),
-    Rule(tied_bias, ('head/bias',), tied=True),
-    Rule(f'{decoder}.bias', ('head/bias',), tied=False),
+    Rule(tied_bias, ('head/bias',), where=('head/table', False)),
+    Rule(f'{decoder}.bias', ('head/bias',), where=('head/table', True)),
   )
 
 

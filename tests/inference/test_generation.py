@@ -97,7 +97,20 @@ def test_learned_positions_limit_the_text_and_samples_end_there():
     inference.generate(run, ['four'], max_new_tokens=13)
   with pytest.raises(ValueError, match='shorten it'):
     inference.generate(run, ['x' * 16], max_new_tokens=1)
-  assert len(inference.sample_texts(run.decoder, run.params, run.tokenizer, ['four', ''], 64, 0)) == 2
+  config = base.get_config()
+  assert len(inference.sample_texts(config, run.decoder, run.params, run.tokenizer, ['four', ''])) == 2
+
+
+def test_an_encoder_is_refused_and_an_encoder_decoder_writes_the_target_of_each_source():
+  with pytest.raises(ValueError, match="family='encoder' does not generate text; fill masks"):
+    inference.generate(make_run(family='encoder'), ['x'])
+  run = make_run(family='encoder_decoder', positions='learned', max_length=12)
+  run = types.SimpleNamespace(**vars(run), config=base.get_config())
+  together = inference.generate(run, ['some', 'source'], max_new_tokens=12, temperature=0, stop_at_eos=False)
+  [alone] = inference.generate(run, ['source'], max_new_tokens=12, temperature=0, stop_at_eos=False)
+  assert together[1].tokens == alone.tokens and len(alone.tokens) == 12
+  with pytest.raises(ValueError, match='the longest source has 13 tokens'):
+    inference.generate(run, ['x' * 12], max_new_tokens=1)
 
 
 @pytest.mark.parametrize(

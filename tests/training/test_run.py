@@ -78,8 +78,8 @@ def summary(workdir):
 def test_training_learns_and_leaves_a_complete_directory(make_config, tmp_path):
   sampled = []
 
-  def sampler(model, params, tokenizer, prompts, max_new_tokens, seed):
-    sampled.append((prompts, max_new_tokens))
+  def sampler(config, decoder, params, tokenizer, prompts):
+    sampled.append((prompts, config.train.sample_tokens))
     return ['text'] * len(prompts)
 
   assert training.train(make_config(train__tensorboard=True, train__sample_every=20), tmp_path, sampler=sampler)

@@ -26,11 +26,10 @@ def make_run(**changes):
     model_config.update(changes)
   model, params = model_lib.build(model_config)
   decoder = precision.Decoder(model, precision.Policy((('*', 'float32'),)))
+  generates = model_config.family != 'encoder'
+  decoding_params = decoder.unstacked(params, model_lib.Stream.of_one_token()) if generates else None
   return types.SimpleNamespace(
-    decoder=decoder,
-    params=params,
-    decoding_params=decoder.unstacked(params, model_lib.Stream.of_one_token()),
-    tokenizer=BytesTokenizer(),
+    decoder=decoder, params=params, decoding_params=decoding_params, tokenizer=BytesTokenizer()
   )
 
 

@@ -27,7 +27,11 @@ def _forced(theirs, ours, default):
       raise refused(theirs, token, 'a token or null')
     return {ours: -1 if token is None else token}
 
-  return Field((theirs,), read, lambda model: {theirs: None if model[ours] < 0 else model[ours]})
+  def write(model):
+    token = None if model[ours] < 0 else model[ours]
+    return {} if token == default else {theirs: token}
+
+  return Field((theirs,), read, write)
 
 
 def _stack_rules(stack):

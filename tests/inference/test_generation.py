@@ -102,7 +102,9 @@ def test_learned_positions_limit_the_text_and_samples_end_there():
 
 def test_an_encoder_is_refused_and_an_encoder_decoder_writes_the_target_of_each_source():
   with pytest.raises(ValueError, match="family='encoder' does not generate text; fill masks"):
-    inference.generate(make_run(family='encoder'), ['x'])
+    model = types.SimpleNamespace(config=types.SimpleNamespace(family='encoder'))
+    decoder = precision.Decoder(model, precision.Policy((('*', 'float32'),)))
+    inference.generate(types.SimpleNamespace(decoder=decoder, tokenizer=BytesTokenizer()), ['x'])
   run = make_run(family='encoder_decoder', positions='learned', max_length=12)
   run = types.SimpleNamespace(**vars(run), config=base.get_config())
   together = inference.generate(run, ['some', 'source'], max_new_tokens=12, temperature=0, stop_at_eos=False)

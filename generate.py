@@ -81,12 +81,11 @@ def read_prompts(given: list[str] | None) -> list[str]:
   return prompts
 
 
-def stream(run, prompt: str, options: dict) -> None:
-  """Prints one text as its tokens come."""
+def stream(run, prompt: str, shown: str, options: dict) -> None:
+  """Prints one text, behind what is `shown` of its prompt, as its tokens come."""
   import inference
   from data import tokenizers
 
-  shown = '' if _reads_sources(run) else prompt
   decoder = tokenizers.StreamDecoder(run.tokenizer, run.tokenizer.encode(shown))
 
   def show(_, tokens):
@@ -95,10 +94,6 @@ def stream(run, prompt: str, options: dict) -> None:
   print(shown, end='', flush=True)
   inference.generate(run, [prompt], on_tokens=show, **options)
   print(decoder.finish())
-
-
-def _reads_sources(run) -> bool:
-  return run.config.model.family == 'encoder_decoder'
 
 
 def show_fills(run, texts: list[str], top_k: int) -> None:
@@ -127,19 +122,18 @@ def main() -> int:
 
     run = training.load_run(known.workdir, known.step)
     jax.config.update('jax_compilation_cache_dir', str(cache.cache_dir(run.config.data) / 'compiled'))
-    if bool(known.fill) != (run.config.model.family == 'encoder'):
-      raise ValueError(
-        f'{known.workdir} holds a model of model.family={run.config.model.family}: an encoder fills in, --fill='
-        "'The [MASK] sat', and the others continue, --prompt=TEXT"
-      )
+    family = run.config.model.family
+    are_sources = family == 'encoder_decoder'
+    if bool(known.fill) != (family == 'encoder'):
+      advice = "an encoder fills in, --fill='The [MASK] sat', and the others continue, --prompt=TEXT"
+      raise ValueError(f'{known.workdir} holds a model of model.family={family}: {advice}')
     if known.fill:
       show_fills(run, known.fill, options['top_k'])
     elif len(prompts) == 1 and sys.stdout.isatty() and options['num_beams'] == 1:
-      stream(run, prompts[0], options)
+      stream(run, prompts[0], '' if are_sources else prompts[0], options)
     else:
       generations = inference.generate(run, prompts, **options)
-      texts = [one.text if _reads_sources(run) else one.prompt + one.text for one in generations]
-      print(f'\n{_SEPARATOR}\n'.join(texts))
+      print(f'\n{_SEPARATOR}\n'.join(one.text if are_sources else one.prompt + one.text for one in generations))
   except (ValueError, OSError, checkpoints.CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 1

@@ -35,6 +35,5 @@ def get_config(variant: str = ''):
     attention={'scale': 1.0, 'dropout_rate': 0.1},
     dropout_rate=0.1,
   )
-  if config.model.tie_embeddings:
-    config.model.logit_scale = config.model.embed_dim**-0.5
+  config.model.logit_scale = config.model.embed_dim**-0.5 if config.model.tie_embeddings else 1.0
   return config

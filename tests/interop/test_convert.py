@@ -250,7 +250,8 @@ def test_a_bert_without_a_head_needs_the_pooler_it_came_with(tmp_path):
 
 
 def test_positions_of_roberta_begin_behind_those_of_padding():
-  config = interop.reading.to_config(interop.FAMILIES['roberta'], {'max_position_embeddings': 514, 'pad_token_id': 1})
+  original = {'max_position_embeddings': 514, 'pad_token_id': 1}
+  config = interop.reading.to_config(interop.FAMILIES['roberta'], original, ())
   assert (config.model.position_offset, config.model.max_length) == (2, 512)
 
 
@@ -271,7 +272,7 @@ def test_positions_of_roberta_begin_behind_those_of_padding():
 def test_an_encoder_that_cannot_be_honoured_is_named(name, fields, words):
   original = json.loads(str(goldens.load(name)['config'])) | fields
   with pytest.raises(ValueError, match=f'^{words} cannot be honoured'):
-    interop.reading.to_config(interop.reading.recognise(original, ''), original)
+    interop.reading.to_config(interop.reading.recognise(original, ''), original, ())
 
 
 @pytest.mark.parametrize('key, value', [('norm', 'layernorm'), ('positions', 'sinusoidal'), ('qk_norm', True)])

@@ -76,7 +76,8 @@ def resolve(model_config):
       model_config.mlp_dim = gated if model_config.gated_mlp else 4 * model_config.embed_dim
     if model_config.family == 'encoder_decoder':
       model_config.encoder.mlp_dim = model_config.encoder.mlp_dim or model_config.mlp_dim
-    model_config.moe.mlp_dim = model_config.moe.mlp_dim or model_config.mlp_dim
+    if model_config.moe.num_experts:
+      model_config.moe.mlp_dim = model_config.moe.mlp_dim or model_config.mlp_dim
     latent_config = model_config.attention.latent
     if latent_config.key_value_rank:
       latent_config.value_dim = latent_config.value_dim or model_config.head_dim

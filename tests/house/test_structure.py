@@ -150,3 +150,8 @@ def test_the_reading_list_tells_its_length():
   )
   told = sum(int(length) for _, length in rows)
   assert abs(told - sum(lengths.values())) < 100, f'correct docs/architecture.md: {lengths}'
+
+
+def test_the_table_of_families_is_the_measured_one():
+  table = (ROOT / 'benchmarks/results/families.md').read_text().split('\n\n')[2]
+  assert f'<!-- families -->\n{table}\n<!-- -->' in (ROOT / 'README.md').read_text()

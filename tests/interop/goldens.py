@@ -9,9 +9,7 @@ import safetensors.numpy
 import interop
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'golden/families'
-_ALL = sorted(file.stem for file in FOLDER.glob('*.npz'))
-SEQ2SEQ_NAMES = [name for name in _ALL if 'source' in np.load(FOLDER / f'{name}.npz').files]
-NAMES = [name for name in _ALL if name not in SEQ2SEQ_NAMES]
+NAMES = sorted(file.stem for file in FOLDER.glob('*.npz'))
 
 
 def load(name: str):

@@ -1,4 +1,4 @@
-"""A small BERT of the Python documentation, on two CPU cores in under six minutes.
+"""A small BERT of the Python documentation, for two CPU cores.
 
   python train.py --config=configs/bert_docs.py --workdir=runs/bert_docs
   python generate.py --workdir=runs/bert_docs --fill='Return a [MASK] object.'

@@ -1,4 +1,4 @@
-"""A small XLNet of the Python documentation, on two CPU cores in under six minutes.
+"""A small XLNet of the Python documentation, for two CPU cores.
 
   python train.py --config=configs/xlnet_docs.py --workdir=runs/xlnet_docs
 

@@ -116,6 +116,7 @@ def test_local_and_global_layers_equal_a_loop_by_hand_scanned_and_unrolled():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), result, expected)
 
 
+@pytest.mark.slow
 def test_dropout_of_segments_is_the_same_scanned_and_unrolled():
   _, params = model_lib.build(local_global())
   tokens = jnp.arange(LENGTH, dtype=jnp.int32)[None]

@@ -93,6 +93,7 @@ def config(tmp_path, monkeypatch):
   ]
 
 
+@pytest.mark.slow
 def test_masks_are_those_of_the_row_whatever_accumulation_mesh_and_resumption(config):
   load, overrides = config
   masked = Masked()

@@ -191,6 +191,7 @@ def test_mistakes_are_refused_in_words(override, words):
   assert words in str(error.value)
 
 
+@pytest.mark.slow
 def test_what_is_frozen_works_on_a_mesh_with_everything_sharded():
   def run(*overrides):
     config = configs.load(

@@ -91,7 +91,7 @@ def test_mistakes_in_overrides_are_told_in_words(override, said):
 def test_a_missing_file_is_answered_with_those_that_exist():
   said = refusal('configs/quikstart.py:tiny')
   assert "no config file 'configs/quikstart.py'; did you mean 'configs/quickstart.py'?" in said
-  assert 'there are configs/base.py, configs/' in said and 'configs/llama.py, configs/' in said
+  assert 'there are configs/' in said and 'configs/base.py, configs/' in said and 'configs/llama.py, configs/' in said
   assert 'no config file' in refusal('configs') and 'no config file' in refusal('nowhere/x.py')
 
 

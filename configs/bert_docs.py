@@ -8,7 +8,7 @@ from both sides (Devlin et al. 2018). The validation loss is that of these token
 often each token occurs in the training text reaches the unigram entropy.
 """
 
-from configs import base
+from configs import quickstart
 
 
 def get_config(variant: str = ''):
@@ -19,17 +19,12 @@ def get_config(variant: str = ''):
   """
   if variant:
     raise ValueError(f'configs/bert_docs.py has no variant {variant!r}; use configs/bert_docs.py')
-  config = base.get_config()
+  config = quickstart.get_config()
   config.data.tokenizer = 'wordpiece'
-  config.data.vocab_size = 2048
   config.data.sequence_length = 128
-  config.data.batch_tokens = 4096
   config.objective.name = 'masked'
   config.model.update(
     family='encoder',
-    num_layers=4,
-    embed_dim=256,
-    num_heads=4,
     positions='learned',
     token_types=2,
     embedding_norm=True,
@@ -41,14 +36,6 @@ def get_config(variant: str = ''):
     head_transform=True,
     head_bias=True,
   )
-  config.optimizer.name = 'muon'
-  config.optimizer.learning_rate = 0.02
-  config.optimizer.adam_learning_rate = 0.003
-  config.optimizer.schedule = 'linear'
-  config.optimizer.final_fraction = 0.05
   config.optimizer.warmup = 40
-  config.precision.dtype = 'bfloat16'
-  config.train.steps = 420
-  config.train.eval_every = 70
-  config.train.checkpoint_every = 140
+  config.train.sample_prompts = ('',)
   return config

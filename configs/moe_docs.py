@@ -3,8 +3,8 @@
   python train.py --config=configs/moe_docs.py --workdir=runs/moe_docs
 
 All is as in the quickstart, but that in every other layer the feed-forward gives way to eight experts of half its
-width, of which each token passes two: a token costs the same arithmetic, but for the router. A step takes longer, since
-muon has more matrices to orthogonalise, so there are fewer of them. Variant `tiny` is for tests and takes seconds:
+width, of which each token passes two: a token costs the same arithmetic, but for the router. There are fewer steps.
+Variant `tiny` is for tests and takes seconds:
 
   python train.py --config=configs/moe_docs.py:tiny --workdir=runs/moe_tiny
 """

@@ -8,7 +8,7 @@ The validation loss is that of the tokens that the decoder writes, in nats. Who 
 them occurs reaches the unigram entropy.
 """
 
-from configs import base
+from configs import quickstart
 
 
 def get_config(variant: str = ''):
@@ -19,29 +19,14 @@ def get_config(variant: str = ''):
   """
   if variant:
     raise ValueError(f'configs/t5_docs.py has no variant {variant!r}; use configs/t5_docs.py')
-  config = base.get_config()
+  config = quickstart.get_config()
   config.data.tokenizer = 'sentencepiece-unigram'
-  config.data.vocab_size = 2048
   config.data.sequence_length = 128
-  config.data.batch_tokens = 4096
   config.objective.name = 'span_corruption'
-  config.model.update(
-    family='encoder_decoder',
-    num_layers=3,
-    embed_dim=256,
-    num_heads=4,
-    positions='t5',
-    activation='gelu_tanh',
-    gated_mlp=True,
-  )
-  config.optimizer.name = 'muon'
-  config.optimizer.learning_rate = 0.02
-  config.optimizer.adam_learning_rate = 0.003
-  config.optimizer.schedule = 'linear'
-  config.optimizer.final_fraction = 0.05
+  config.model.update(family='encoder_decoder', num_layers=3, positions='t5', activation='gelu_tanh', gated_mlp=True)
   config.optimizer.warmup = 40
-  config.precision.dtype = 'bfloat16'
   config.train.steps = 400
   config.train.eval_every = 80
   config.train.checkpoint_every = 200
+  config.train.sample_prompts = ('',)
   return config

@@ -7,7 +7,7 @@ the others and from those of them that came before it (Yang et al. 2019). The va
 in nats. Who knows no more than how often each token occurs in the training text reaches the unigram entropy.
 """
 
-from configs import base
+from configs import quickstart
 
 
 def get_config(variant: str = ''):
@@ -18,16 +18,12 @@ def get_config(variant: str = ''):
   """
   if variant:
     raise ValueError(f'configs/xlnet_docs.py has no variant {variant!r}; use configs/xlnet_docs.py')
-  config = base.get_config()
+  config = quickstart.get_config()
   config.data.tokenizer = 'sentencepiece-unigram'
-  config.data.vocab_size = 2048
   config.data.sequence_length = 128
-  config.data.batch_tokens = 4096
   config.objective.name = 'permutation'
   config.model.update(
     num_layers=3,
-    embed_dim=256,
-    num_heads=4,
     positions='xlnet',
     token_types=2,
     norm='layernorm',
@@ -38,14 +34,8 @@ def get_config(variant: str = ''):
     head_bias=True,
     attention={'bias': 'none'},
   )
-  config.optimizer.name = 'muon'
-  config.optimizer.learning_rate = 0.02
-  config.optimizer.adam_learning_rate = 0.003
-  config.optimizer.schedule = 'linear'
-  config.optimizer.final_fraction = 0.05
   config.optimizer.warmup = 40
-  config.precision.dtype = 'bfloat16'
   config.train.steps = 350
-  config.train.eval_every = 70
   config.train.checkpoint_every = 175
+  config.train.sample_prompts = ('',)
   return config

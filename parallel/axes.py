@@ -100,8 +100,8 @@ def on_each_device(function, in_axes: tuple, out_axes):
   Args:
     function: pure function of pytrees of arrays; inside it `offset`, `split_over`, `stored_over` and `sum_over` tell of
       the part.
-    in_axes: for each argument a tuple of logical axis names, one a dimension, `Stored` or `Used` of one, None for an array that
-      every device gets whole, or a pytree of these that is a prefix of the argument.
+    in_axes: for each argument a tuple of logical axis names, one a dimension, `Stored` or `Used` of one, None for an
+      array that every device gets whole, or a pytree of these that is a prefix of the argument.
     out_axes: the same for what the function returns; what no axis splits must be equal on all devices.
 
   Returns:

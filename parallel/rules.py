@@ -200,8 +200,8 @@ def state_shardings(state, params, logical_axes, layout: Layout):
 def describe(params, logical_axes, layout: Layout) -> str:
   """The resolved layout for printing, a line a parameter and one for all.
 
-  A line has path, shape, the mesh axes larger than 1 that split each dimension, the bytes on a device, and in words what
-  is not split though its rule says so.
+  A line has path, shape, the mesh axes larger than 1 that split each dimension, the bytes on a device, and in words
+  what is not split though its rule says so.
 
   Args:
     params: tree of arrays or ShapeDtypeStructs.

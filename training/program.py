@@ -1,6 +1,7 @@
 """From a resolved config to a compiled program: model, task and its transformations, optimizer, mesh."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -35,7 +36,7 @@ class Program:
   Attributes:
     model: the pure functions of the model.
     task: what is trained.
-    mesh: the device mesh.
+    layout: where arrays lie, on which mesh.
     lengths: durations in steps.
     abstract_state: TrainState of ShapeDtypeStructs with shardings.
     batch_shardings: of each array of a batch.
@@ -46,13 +47,18 @@ class Program:
 
   model: object
   task: objectives.Task
-  mesh: Mesh
+  layout: parallel.Layout
   lengths: Lengths
   abstract_state: TrainState
   batch_shardings: dict
   init: Callable
   step: Callable
   evaluate: Callable
+
+  @property
+  def mesh(self) -> Mesh:
+    """The device mesh."""
+    return self.layout.mesh
 
 
 def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device] | None = None) -> Program:
@@ -78,6 +84,7 @@ def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device
     warmup_steps=lengths.warmup,
     decay_steps=lengths.decay,
   )
+  layout = parallel.Layout(parallel.make_mesh(config.mesh, devices), config.zero_stage, config.mesh.sequence_parallel)
   step = make_step(
     losses.with_penalties(task, config.optimizer),
     optimizer,
@@ -85,28 +92,27 @@ def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device
     seed=config.seed,
     accumulation_steps=config.optimizer.accumulation_steps,
     ema_decay=config.optimizer.ema_decay,
+    place=functools.partial(parallel.place_gradients, logical_axes=task.trained(task.logical_axes), layout=layout),
   )
 
-  mesh = parallel.make_mesh(config.mesh, devices)
   create_state = lambda: init_state(task, optimizer, jax.random.key(config.seed), config.optimizer.ema_decay > 0)
   abstract_state = jax.eval_shape(create_state)
-  param_shardings = parallel.parameter_shardings(abstract_state.params, task.logical_axes, mesh, config.zero_stage)
-  shardings = parallel.state_shardings(abstract_state, abstract_state.params, param_shardings, mesh)
+  shardings = parallel.state_shardings(abstract_state, abstract_state.params, task.logical_axes, layout)
   abstract_state = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract_state, shardings
   )
-  batch_shardings = parallel.batch_shardings(task.batch_axes, mesh)
+  batch_shardings = parallel.batch_shardings(task.batch_axes, layout)
   return Program(
     model,
     task,
-    mesh,
+    layout,
     lengths,
     abstract_state,
     batch_shardings,
     init=jax.jit(create_state, out_shardings=shardings),
-    step=parallel.compile_step(step, mesh, shardings, batch_shardings, config.zero_stage),
+    step=parallel.compile_step(step, layout, shardings, batch_shardings),
     evaluate=parallel.compile_evaluation(
-      lambda params, batch: task.loss(params, batch, None)[1], mesh, param_shardings, batch_shardings, config.zero_stage
+      lambda params, batch: task.loss(params, batch, None)[1], layout, shardings.eval_params, batch_shardings
     ),
   )
 

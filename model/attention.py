@@ -8,7 +8,7 @@ from flax import nnx
 
 from model import layers, relative
 from model import positions as pos
-from pallas_kernels import AttentionSpec, attention, probabilities
+from pallas_kernels import AttentionSpec, attention, attention_across, probabilities
 from parallel import axes as ax
 
 BIASES = ('model', 'none', 'qkv', 'all')
@@ -27,7 +27,7 @@ class Attention(layers.Module):
     self.scope, self.window, self.positions = scope, window, positions
     self.num_heads = model_config.num_heads
     self.dropout_rate = attention_config.dropout_rate
-    self.implementation = attention_config.implementation
+    self.implementation, self.exchange = attention_config.implementation, attention_config.context_parallel
     embed, head_dim = model_config.embed_dim, model_config.head_dim
     self.interleaved = model_config.rope.interleaved
     self.scale = attention_config.scale or head_dim**-0.5
@@ -75,7 +75,7 @@ class Attention(layers.Module):
       (k, v), cache = context.remember(new, cache, self.window)
     spec = context.spec(window=self.window, dropout_rate=self.dropout_rate, key=key)
     q, spec = self._placed_apart(q, k.shape[1], context, spec)
-    attended = self._attend(q, k, v, spec, context.first)
+    attended = self._attend(q, k, v, spec, context)
     return self.out(attended), cache
 
   def _placed(self, x, norm, rotation):
@@ -97,11 +97,11 @@ class Attention(layers.Module):
       changes['bias'] = self.scale * bias
     return q, dataclasses.replace(spec, **changes)
 
-  def _attend(self, q, k, v, spec, first):
+  def _attend(self, q, k, v, spec, context):
     if self.relative_value is None:
-      return attend(q, k, v, spec, self.implementation)
-    attended, lse = attend(q, k, v, spec, self.implementation, return_lse=True)
-    return attended + self.relative_value(probabilities(q, k, spec, lse), first)
+      return attend(q, k, v, spec, self.implementation, self.exchange, context.distances)
+    attended, lse = attend(q, k, v, spec, self.implementation, self.exchange, return_lse=True)
+    return attended + self.relative_value(probabilities(q, k, spec, lse), context.first)
 
 
 def biases(model_config) -> tuple[bool, bool]:
@@ -116,25 +116,46 @@ def turned(x, rotation, interleaved: bool):
     return pos.rotate(x, rotation, interleaved)
 
 
-def attend(q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, spec: AttentionSpec, implementation: str, return_lse: bool = False):
-  """`attention` on each device's batch rows and heads; dropout is that of the whole call, however it is split."""
+def attend(
+  q_BxLxHxK,
+  k_BxSxGxK,
+  v_BxSxGxK,
+  spec: AttentionSpec,
+  implementation: str,
+  exchange: str,
+  distances: relative.Distances | None = None,
+  return_lse: bool = False,
+):
+  """`attention` on each device's batch rows and heads, and over the devices that split the length.
+
+  Dropout is that of the whole call, however it is split.
+
+  Args:
+    q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, spec, implementation, return_lse: as for `attention`.
+    exchange: how devices that split the length see each other's keys, see `ax.attention_exchange`.
+    distances: bias by distance, where the length is split; or None.
+  """
   queries, keys = (ax.BATCH, ax.LENGTH, ax.HEADS, ax.HEAD_DIM), (ax.BATCH, ax.LENGTH, ax.KV_HEADS, ax.HEAD_DIM)
 
-  def on_device(q, k, v, spec):
+  def on_device(q, k, v, spec, distances):
     if spec.dropout_rate:
       zero = jnp.int32(0)
       first = (ax.offset(ax.BATCH, q.shape[0]), ax.offset(ax.HEADS, q.shape[2]), zero, zero)
       spec = dataclasses.replace(spec, dropout_offset=jnp.stack(first))
-    return attention(q, k, v, spec, implementation=implementation, return_lse=return_lse)
+    across = ax.attention_exchange(exchange)
+    if across is None:
+      return attention(q, k, v, spec, implementation=implementation, return_lse=return_lse)
+    return attention_across(across, q, k, v, spec, distances, implementation=implementation, return_lse=return_lse)
 
   out_axes = (queries, queries[:3]) if return_lse else queries
-  on_devices = ax.on_each_device(on_device, (queries, keys, keys, _spec_axes(spec)), out_axes)
-  return on_devices(q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, spec)
+  in_axes = (queries, keys, keys, _spec_axes(spec), (None, ax.HEADS))
+  return ax.on_each_device(on_device, in_axes, out_axes)(q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, spec, distances)
 
 
 def _spec_axes(spec):
-  """Logical axes of the arrays of a spec, in its place; those of length 1 broadcast and are whole on every device."""
-  axes = dict.fromkeys(('q_segment_ids', 'kv_segment_ids', 'q_order', 'kv_order'), (ax.BATCH, ax.LENGTH))
+  """Logical axes of the arrays of a spec, in its place; those of length 1 broadcast and are whole on every device, as
+  is what is said of all tokens of a row, which device by device would have to go round with the keys."""
+  axes = dict.fromkeys(('q_segment_ids', 'kv_segment_ids', 'q_order', 'kv_order'), (ax.BATCH, None))
   axes |= dict.fromkeys(('alibi_slopes', 'sinks'), (ax.HEADS,))
   if spec.bias is not None:
     names = (ax.BATCH, ax.HEADS, ax.LENGTH, None)

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from model.relative import Distances
 from model.stream import Stream, Visibility
 from pallas_kernels import AttentionSpec
 
@@ -40,6 +41,8 @@ class Context:
     rotations: rotary cosines and sines of the tokens that are projected in this call, of global and of local layers,
       see `positions.rotation`; None where nothing is rotated.
     bias: added to the logits, see `AttentionSpec`; or None.
+    distances: the same by distance, where the length is split over devices, none of which may hold it for all pairs; or
+      None.
     token_types: of queries [B, L] and keys [B, S] where attention compares them, else None.
     targets: int32 [B, M] where the last M queries are a second stream: which tokens of the row each is about; or None.
     length: int32 scalar, the slot of the cache from which new keys are written; None without a cache.
@@ -54,6 +57,7 @@ class Context:
   local_keys: Side | None = None
   rotations: tuple = (None, None)
   bias: jax.Array | None = None
+  distances: Distances | None = None
   token_types: tuple[jax.Array, jax.Array] | None = None
   targets: jax.Array | None = None
   length: jax.Array | None = None

@@ -9,11 +9,14 @@ device, `constrain` does nothing and `on_each_device` is the function itself, so
 import contextlib
 import contextvars
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from parallel.head_exchange import AllToAll
+from parallel.ring import Ring
 from parallel.rules import Layout, mesh_axes
 
 BATCH = 'batch'
@@ -29,6 +32,8 @@ LAYERS = 'layers'
 EXPERTS = 'experts'
 RANK = 'rank'  # of the narrow vectors of latent attention
 LOAD = 'load'  # of numbers that follow the load of experts and not a gradient
+
+ATTENTION_EXCHANGES = {'ring': Ring, 'all_to_all': AllToAll}
 
 Axes = tuple[str | None, ...]
 
@@ -150,6 +155,25 @@ def stored_over(axis: str) -> tuple[str, ...]:
     if axis in axes:
       return mesh_axes(spec[axes.index(axis)])
   return ()
+
+
+def parts(axis: str) -> int:
+  """How many parts the active mesh splits activations into along a logical axis; 1 without a mesh."""
+  active = _active.get()
+  return 1 if active is None else math.prod(active.mesh.shape[name] for name in mesh_axes(active.spec((axis,))[0]))
+
+
+def attention_exchange(kind: str):
+  """Inside `on_each_device`: how attention goes over the devices that split the length, None where none do.
+
+  Args:
+    kind: one of `ATTENTION_EXCHANGES`.
+
+  Returns:
+    A function for `pallas_kernels.attention_across`, see `Ring` and `AllToAll`.
+  """
+  names = split_over(LENGTH)
+  return ATTENTION_EXCHANGES[kind](names) if names else None
 
 
 def offset(axis: str, local_size: int) -> jax.Array:

@@ -35,15 +35,14 @@ def specs(spec):
   return dataclasses.replace(spec, **(dict.fromkeys(arrays, WHOLE) | {'bias': rows}))
 
 
-def across(exchange, number, implementation='blockwise'):
-  def call(q, k, v, spec, distances):
-    def on_device(q, k, v, spec, distances):
-      return attention_across(exchange(NAMES), q, k, v, spec, distances, implementation=implementation, return_lse=True)
+def across(exchange, number, implementation='blockwise', return_lse=True):
+  def on_device(*inputs):
+    return attention_across(exchange(NAMES), *inputs, implementation=implementation, return_lse=return_lse)
 
+  def call(q, k, v, spec, distances):
     in_specs = (TOKENS,) * 3 + (specs(spec), WHOLE)
-    return jax.shard_map(on_device, mesh=devices(number), in_specs=in_specs, out_specs=(TOKENS, TOKENS))(
-      q, k, v, spec, distances
-    )
+    on_devices = jax.shard_map(on_device, mesh=devices(number), in_specs=in_specs, out_specs=TOKENS)
+    return on_devices(q, k, v, spec, distances)
 
   return call
 
@@ -198,8 +197,8 @@ def test_a_ring_skips_what_segments_and_windows_hide():
 def compiled(exchange, number, fields, length, distances=None):
   """The gradient's program, where each device has `length` tokens."""
   shape = lambda heads: jax.ShapeDtypeStruct((1, length * number, heads, K), jnp.float32)
-  call = across(exchange, number)
-  loss = lambda q, k, v: jnp.sum(call(q, k, v, AttentionSpec(**fields), distances)[0] ** 2)
+  call = across(exchange, number, return_lse=False)
+  loss = lambda q, k, v: jnp.sum(call(q, k, v, AttentionSpec(**fields), distances) ** 2)
   sharding = jax.NamedSharding(devices(number), TOKENS)
   arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in (shape(H), shape(G), shape(G))]
   return jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arguments).compile()
@@ -212,7 +211,7 @@ def sent(program, kind):
   return sum(one.bytes * int(np.prod(one.loops)) for one in found)
 
 
-@pytest.mark.parametrize('number', [2, 4, 8])
+@pytest.mark.parametrize('number', [4, 8])
 def test_what_a_ring_sends(number):
   length = 32
   keys, queries = length * G * K * 4, length * H * K * 4

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from model.relative import Distances
 from model.stream import Stream, Visibility
 from pallas_kernels import AttentionSpec
+from parallel import axes as ax
 
 
 @jax.tree_util.register_dataclass
@@ -23,6 +24,10 @@ class Side:
 
   segment_ids: jax.Array
   order: jax.Array | None = None
+
+  def of_whole_rows(self) -> 'Side':
+    """The same on every device that holds tokens of a row: brought together once and not in every layer."""
+    return jax.tree.map(lambda x: ax.constrain(x, (ax.BATCH, None)), self)
 
   def after(self, slots: 'Side', write) -> 'Side':
     """The side of a cache's slots with that of new tokens, which `write(slots, new)` puts in place."""
@@ -189,7 +194,7 @@ def for_self_attention(stream: Stream, visibility: Visibility, cache: Cache | No
       + ('needs Stream.order' if ordered else 'does not go by Stream.order; leave it None, or use prefix or order')
     )
   if cache is None:
-    side = Side(stream.segment_ids, stream.order)
+    side = Side(stream.segment_ids, stream.order).of_whole_rows()
     return Context(side, side, visibility=visibility)
   if visibility not in (Visibility.CAUSAL, Visibility.PREFIX):
     raise ValueError(

@@ -9,7 +9,8 @@ import dataclasses
 import jax.numpy as jnp
 
 from model import layers
-from model.attention import attend, biases, by_heads, turned
+from model.attend import attend
+from model.attention import biases, by_heads, turned
 from parallel import axes as ax
 
 _EPSILON = 1e-6  # of the norms of narrow vectors, whatever that of the residual stream

@@ -9,7 +9,6 @@ device, `constrain` does nothing and `on_each_device` is the function itself, so
 import contextlib
 import contextvars
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -162,7 +161,7 @@ def stored_over(axes: Axes, shape: tuple[int, ...]) -> tuple[tuple[str, ...], ..
 def parts(axis: str) -> int:
   """How many parts the active mesh splits activations into along a logical axis; 1 without a mesh."""
   active = _active.get()
-  return 1 if active is None else math.prod(active.mesh.shape[name] for name in mesh_axes(active.spec((axis,))[0]))
+  return 1 if active is None else active.layout.parts(axis)
 
 
 def attention_exchange(kind: str):

@@ -173,7 +173,7 @@ def differences(got: Result, expected: Result) -> dict[str, float]:
   for kind in ('gradients', 'params'):
     ours, theirs = getattr(got, kind), getattr(expected, kind)
     noise = 1e-6 * np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(theirs)))
-    pairs = jax.tree.map(lambda one, other: _distance(one, other, noise), ours, theirs)
+    pairs = jax.tree.map(functools.partial(_distance, noise=noise), ours, theirs)
     for path, value in jax.tree.leaves_with_path(pairs):
       found[f'{kind}/{jax.tree_util.keystr(path, simple=True, separator="/")}'] = value
   return found

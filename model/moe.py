@@ -63,27 +63,51 @@ class MoE(layers.Module):
 
   def _pass_experts(self, x_BxLxD, gates, chosen):
     graph, params = nnx.split(self.experts)
+    stream = (ax.BATCH, ax.LENGTH, ax.EMBED)
+    # Places in a row of text are limited, or found, by what the whole row chooses.
+    of_token, of_row = (ax.BATCH, ax.LENGTH, None), (ax.BATCH, None, None)
+    in_axes = (stream, of_row if self.expert_choice else of_token, of_row if self._is_limited else of_token)
 
     def on_device(x_BxLxD, gates, chosen, params):
       experts = nnx.merge(graph, params)
-      batch, length, embed = x_BxLxD.shape
-      x_TxD = x_BxLxD.reshape(-1, embed)
-      if self.expert_choice:
-        routes = dispatch.by_expert(chosen, length)
-        rows = experts(routes.spread(x_TxD), routes.sizes_E)
-        y = routes.collect(rows, gates.swapaxes(0, 1).reshape(-1), batch * length)
-      else:
-        capacity = self._capacity(length)
-        if capacity is None:
-          routes = dispatch.dropless(chosen.reshape(-1, self.k), self.num_experts)
-        else:
-          routes = dispatch.with_capacity(chosen, self.num_experts, capacity)
-        rows = experts(routes.spread(x_TxD), routes.sizes_E)
-        y = routes.collect(rows, gates.reshape(-1, self.k))
-      return y.reshape(x_BxLxD.shape)
+      pass_on = self._pass_equally if self._is_limited else self._pass_all
+      return ax.sum_over(ax.MLP, pass_on(experts, x_BxLxD, gates, chosen).reshape(x_BxLxD.shape))
 
-    stream, choice = (ax.BATCH, ax.LENGTH, ax.EMBED), (ax.BATCH, None, None)
-    return ax.on_each_device(on_device, (stream, choice, choice, None), stream)(x_BxLxD, gates, chosen, params)
+    return ax.on_each_device(on_device, (*in_axes, _stored(params)), stream)(x_BxLxD, gates, chosen, params)
+
+  def _pass_equally(self, experts, x_BxLxD, gates, chosen):
+    """[T, D] of tokens of which every expert has as many from every row of text."""
+    batch, length, embed = x_BxLxD.shape
+    pass_experts = functools.partial(ax.pass_equal, ax.EXPERTS, lambda rows: experts(rows, None))
+    if self.expert_choice:
+      routes = dispatch.by_expert(chosen - ax.offset(ax.LENGTH, length), length)
+      rows = pass_experts(routes.spread(x_BxLxD.reshape(-1, embed)), self.num_experts)
+      return routes.collect(rows, gates.swapaxes(0, 1).reshape(-1), batch * length)
+    capacity = self._capacity(chosen.shape[1])
+    if length < chosen.shape[1]:
+      within = dispatch.within_capacity(chosen, self.num_experts, capacity)
+      chosen = jax.lax.dynamic_slice_in_dim(within, ax.offset(ax.LENGTH, length), length, axis=1)
+    routes = dispatch.with_capacity(chosen, self.num_experts, min(capacity, length))
+    rows = pass_experts(routes.spread(x_BxLxD.reshape(-1, embed)), self.num_experts)
+    return routes.collect(rows, gates.reshape(-1, self.k))
+
+  def _pass_all(self, experts, x_BxLxD, gates, chosen):
+    """[T, D] of tokens all of whose choices count."""
+    tokens = x_BxLxD.reshape(-1, x_BxLxD.shape[2]), gates.reshape(-1, self.k), chosen.reshape(-1, self.k)
+    num_local = experts.up.kernel.shape[0]
+    if num_local < self.num_experts and self._exchange() == 'ragged':
+      x_TxD, gates, chosen = tokens
+      routes = dispatch.dropless(chosen, self.num_experts)
+      most = len(x_TxD) * min(self.k, num_local)
+      rows = ax.pass_ragged(ax.EXPERTS, experts, routes.spread(x_TxD), routes.sizes_E, most)
+      return routes.collect(rows, gates)
+
+    def of_mine(x_TxD, gates, chosen):
+      mine = chosen - ax.offset(ax.EXPERTS, num_local)
+      routes = dispatch.dropless(jnp.where((mine >= 0) & (mine < num_local), mine, num_local), num_local)
+      return routes.collect(experts(routes.spread(x_TxD), routes.sizes_E), gates)
+
+    return ax.pass_gathered(ax.EXPERTS, of_mine, tokens)
 
   def _capacity(self, length) -> int | None:
     """Choices that an expert takes of a row of `length` tokens, or None: all."""

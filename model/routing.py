@@ -39,8 +39,8 @@ class Router(layers.Module):
     self.jitter, self.balance_loss, self.z_loss = moe_config.jitter, moe_config.balance_loss, moe_config.z_loss
     shape = model_config.embed_dim, self.num_experts
     init = layers.initializer(model_config, *shape)
-    self.kernel = nnx.Param(init(rngs.params(), shape), axes=(ax.EMBED, ax.EXPERTS))
-    biases = lambda exist: nnx.Param(jnp.zeros(self.num_experts), axes=(ax.EXPERTS,)) if exist else None
+    self.kernel = nnx.Param(init(rngs.params(), shape), axes=(ax.EMBED, ax.SCORES))
+    biases = lambda exist: nnx.Param(jnp.zeros(self.num_experts), axes=(ax.SCORES,)) if exist else None
     self.bias = biases(moe_config.router_bias)
     self.selection_bias = nnx.Param(jnp.zeros(self.num_experts), axes=(ax.LOAD,)) if moe_config.selection_bias else None
 

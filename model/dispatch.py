@@ -54,7 +54,8 @@ class ExpertDispatch:
 
   def collect(self, y_SxD, gates_S, num_tokens: int):
     """For each token the sum of its rows, times their gates: [T, D]."""
-    return jnp.zeros((num_tokens, y_SxD.shape[1]), y_SxD.dtype).at[self.tokens_S].add(y_SxD * gates_S[:, None], mode='drop')
+    empty = jnp.zeros((num_tokens, y_SxD.shape[1]), y_SxD.dtype)
+    return empty.at[self.tokens_S].add(y_SxD * gates_S[:, None], mode='drop')
 
 
 def dropless(experts_TxK, num_experts: int) -> TokenDispatch:

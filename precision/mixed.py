@@ -18,8 +18,9 @@ def mixed_precision(fn, policy: Policy):
 
   In bfloat16 a product takes rounded operands and accumulates in float32, forward and backward, and its result is kept
   for the backward pass in bfloat16, as is what is named 'residual' by `jax.ad_checkpoint.checkpoint_name` (the stream
-  between layers). What travels between devices (all-to-all) is bfloat16 too. Elementwise mathematics, reductions, norms, softmax and losses are float32 everywhere, and computed
-  again in the backward pass from what was kept. Kernels that choose by dtype are called with bfloat16 operands.
+  between layers). Rows on their way to other devices (all-to-all) are bfloat16 too. Elementwise mathematics,
+  reductions, norms, softmax and losses are float32 everywhere, and computed again in the backward pass from what was
+  kept. Kernels that choose by dtype are called with bfloat16 operands.
   A product written with `precision=HIGHEST`, as a router's is, stays float32 whatever the policy.
 
   Args:

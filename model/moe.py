@@ -141,11 +141,15 @@ class MoE(layers.Module):
 
 def _exchange(name: str) -> str:
   """How rows of any number travel to the devices of their experts."""
-  if name != 'auto':
-    return name
   platform = current().platform
-  name = 'gather' if platform == 'cpu' else 'ragged'
-  _log_exchange(name, platform)
+  if name == 'ragged' and platform == 'cpu':
+    raise ValueError(
+      "model.moe.exchange='ragged' needs a ragged all-to-all, which XLA does not have on CPUs; use 'gather' or 'auto', "
+      'or a capacity: --config.model.moe.capacity_factor=1.25'
+    )
+  if name == 'auto':
+    name = 'gather' if platform == 'cpu' else 'ragged'
+    _log_exchange(name, platform)
   return name
 
 

@@ -107,8 +107,8 @@ class MoE(layers.Module):
     if num_local < self.num_experts and _exchange(self.exchange) == 'ragged':
       x_TxD, gates, chosen = tokens
       routes = dispatch.dropless(chosen, self.num_experts)
-      most = len(x_TxD) * min(self.k, num_local)
-      rows = ax.pass_ragged(ax.EXPERTS, experts, routes.spread(x_TxD), routes.sizes_E, most)
+      most_sent = len(x_TxD) * min(self.k, num_local)
+      rows = ax.pass_ragged(ax.EXPERTS, experts, routes.spread(x_TxD), routes.sizes_E, most_sent)
       return routes.collect(rows, gates)
 
     def of_mine(x_TxD, gates, chosen):

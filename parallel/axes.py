@@ -174,9 +174,9 @@ def pass_equal(axis: str, experts, rows_SxD: jax.Array, num_experts: int) -> jax
   return exchange.equal(experts, rows_SxD, num_experts, split_over(axis))
 
 
-def pass_ragged(axis: str, experts, rows_SxD: jax.Array, sizes_E: jax.Array, most_rows: int) -> jax.Array:
+def pass_ragged(axis: str, experts, rows_SxD: jax.Array, sizes_E: jax.Array, most_sent: int) -> jax.Array:
   """Inside `on_each_device`: `exchange.ragged` over the devices that split a logical axis."""
-  return exchange.ragged(experts, rows_SxD, sizes_E, most_rows, split_over(axis))
+  return exchange.ragged(experts, rows_SxD, sizes_E, most_sent, split_over(axis))
 
 
 def pass_gathered(axis: str, experts, arrays: tuple) -> jax.Array:

@@ -39,7 +39,7 @@ def equal(experts: Callable, rows_SxD, num_experts: int, axes: Axes):
   return out.reshape(len(rows_SxD), -1)
 
 
-def ragged(experts: Callable, rows_SxD, sizes_E, most_rows: int, axes: Axes):
+def ragged(experts: Callable, rows_SxD, sizes_E, most_sent: int, axes: Axes):
   """Passes rows through experts of which each gets as many as there are: one ragged all-to-all there, one back.
 
   Each expert's rows are a slice of their own, which goes at once to where it belongs behind those of other devices, so
@@ -47,11 +47,11 @@ def ragged(experts: Callable, rows_SxD, sizes_E, most_rows: int, axes: Axes):
   for the most there can be.
 
   Args:
-    experts: from rows [most_rows, D] sorted by expert and int32 [E / N], how many of them each expert has, to as many
+    experts: from rows [N most_sent, D] sorted by expert and int32 [E / N], how many of them each expert has, to as many
       rows; what stands behind the last expert's is zeros and has no meaning.
     rows_SxD: sorted by expert; behind the last expert's may be others, for which zeros are returned.
     sizes_E: int32, the rows of each expert.
-    most_rows: that the experts of one device may get.
+    most_sent: rows that a device may have for the experts of one device.
     axes: names of mesh axes that split the experts, perhaps none.
 
   Returns:
@@ -59,7 +59,8 @@ def ragged(experts: Callable, rows_SxD, sizes_E, most_rows: int, axes: Axes):
   """
   if not axes:
     return experts(rows_SxD, sizes_E)
-  sizes_NxE = lax.all_gather(sizes_E, axes)
+  sizes_NxE = _kept(lax.all_gather(sizes_E, axes))
+  most_rows = len(sizes_NxE) * most_sent
   there, back = _routes(sizes_NxE, axes)
   sizes_of_mine = jnp.sum(_of_mine(sizes_NxE, axes), axis=0)
   rows = _kept(_move(rows_SxD, there, back, len(rows_SxD), most_rows, axes))
@@ -102,9 +103,9 @@ def _routes(sizes_NxE, axes):
   return there, back
 
 
-def _kept(rows):
+def _kept(x):
   """What has arrived need not be sent again in a backward pass."""
-  return checkpoint_name(rows, 'residual')
+  return checkpoint_name(x, 'residual')
 
 
 def _of_mine(values_NxE, axes):

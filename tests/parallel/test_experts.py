@@ -63,14 +63,14 @@ MOE = {
   'switch': {'experts_per_token': 1, 'capacity_factor': 1.0, 'use_bias': True},
   'dropless': {'use_bias': True},
   'ragged': {'exchange': 'ragged', 'experts_per_token': 3},
-  'choosing': {'router': 'expert_choice', 'balance_loss': 0.0},
+  'choosing': {'router': 'expert_choice', 'balance_loss': 0.0, 'activation': 'gelu'},
 }
 
 
 class Layer:
   """A layer of experts as functions of its parameters, which are all random."""
 
-  def __init__(self, use_bias=False, **changes):
+  def __init__(self, use_bias=False, activation='silu', **changes):
     model_config = base.get_config().model
     model_config.update(
       {

@@ -27,7 +27,8 @@ SWITCH = {'model__moe__experts_per_token': 1, 'model__moe__capacity_factor': 1.0
 KINDS = {
   'dropless': ('moe', {}),
   'capacity': ('moe', {'model__moe__capacity_factor': 1.0, 'model__use_bias': True}),
-  'switch': ('moe', SWITCH | {'model__moe__shared_mlp_dim': 0}),
+  # A norm behind a single expert would leave its gate no gradient but noise.
+  'switch': ('moe', SWITCH | {'model__moe__shared_mlp_dim': 0, 'model__norm_position': 'pre'}),
   'deepseek': (
     'moe',
     {

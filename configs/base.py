@@ -333,6 +333,8 @@ def _mesh():
   mesh.sequence = count(1, at_least=-1)  # that split the length of rows
   mesh.pipeline = count(1, at_least=-1)  # that split the layers
   mesh.expert = count(1, at_least=-1)  # that split the rows, and experts
+  mesh.microbatches = count(0)  # pipeline > 1: that rows go through it in, a multiple of it; 0 = as many as it
+  mesh.pipeline_rounds = count(1, at_least=1)  # how often each goes round it, which divides idle time; layers divide
   mesh.sequence_parallel = flag(False)  # norms, dropout and residual additions split the length over tensor
   mesh.slices = count(1, at_least=1)  # groups of devices linked fast; the outermost axis they divide lies across
   return mesh

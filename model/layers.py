@@ -143,8 +143,17 @@ def rms_norm(scope, model_config, dim, axis):
 
 
 def dropout(x, rate: float, key):
-  """Zeroes a share `rate` of x and scales the rest by 1/(1 - rate); x itself without a key or a rate."""
+  """Zeroes a share `rate` of x [B, ...] and scales the rest by 1/(1 - rate); x itself without a key or a rate.
+
+  What is zeroed follows from the key and the place in the whole batch, however that is cut and spread over devices.
+  """
   if key is None or rate == 0.0:
     return x
-  keep = checkpoint_name(jax.random.bernoulli(key, 1.0 - rate, x.shape), 'dropout_mask')
+  keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(row_keys(key, len(x)))
+  keep = checkpoint_name(keep, 'dropout_mask')
   return jnp.where(keep, x / (1.0 - rate), 0.0)
+
+
+def row_keys(key, number: int):
+  """A PRNG key for each of the `number` rows of text that activations have, by its place in the whole batch."""
+  return jax.vmap(lambda row: jax.random.fold_in(key, row))(ax.rows(number))

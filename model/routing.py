@@ -60,7 +60,8 @@ class Router(layers.Module):
       metrics: losses of the router under 'aux/', multiplied by their weights, and figures under 'moe/'.
     """
     if key is not None and self.jitter:
-      x_BxLxD = x_BxLxD * jax.random.uniform(key, x_BxLxD.shape, minval=1 - self.jitter, maxval=1 + self.jitter)
+      factor = lambda key: jax.random.uniform(key, x_BxLxD.shape[1:], minval=1 - self.jitter, maxval=1 + self.jitter)
+      x_BxLxD = x_BxLxD * jax.vmap(factor)(layers.row_keys(key, len(x_BxLxD)))
     # Asking for the highest precision keeps a product in float32 under `precision` and on accelerators.
     highest, dimensions = jax.lax.Precision.HIGHEST, (((2,), (0,)), ((), ()))
     logits = jax.lax.dot_general(x_BxLxD, self.kernel[...], dimensions, precision=highest)

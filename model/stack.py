@@ -119,9 +119,12 @@ class Stack:
       here = slice(first, first + segment.num_layers)
       layers = [_remat(self._layer(scope), remat, unrolled) for scope, _ in _blocks(name, segment)]
       own_keys = None if keys is None else keys[here]
-      if unrolled:
+      if caches is None and (schedule := ax.schedule()):
+        loop = functools.partial(_unroll if unrolled else _scan, layers)
+        x, new = _in_stages(loop, params[name], x, context, own_keys, schedule, name)
+      elif unrolled:
         own_caches = None if caches is None else caches[here]
-        x, new_caches, new = _unroll(layers, params[name], x, context, own_keys, own_caches)
+        x, new, new_caches = _unroll(layers, params[name], x, context, own_keys, own_caches)
         updated += new_caches
       else:
         x, new = _scan(layers, params[name], x, context, own_keys)
@@ -198,7 +201,37 @@ def _scan(layers, params, x, context, keys):
   return x, metrics_lib.summed(stacked)
 
 
-def _unroll(layers, params, x, context, keys, caches):
+def _in_stages(loop, params, x, context, keys, schedule, name):
+  """The repeats cut into the stages of a pipeline, each of which is looped over."""
+  repeats = len(jax.tree.leaves(params)[0])
+  if repeats % schedule.stages:
+    raise ValueError(_uneven(name, repeats, schedule))
+  if keys is not None:
+    keys = keys.reshape(schedule.stages, -1)
+  # What of the context belongs to the rows of text goes with them; all else, such as a bias by distance, has another
+  # leading dimension, which is 1.
+  is_of_rows = lambda leaf: leaf.ndim > 0 and len(leaf) == len(x)
+  of_rows = jax.tree.map(lambda leaf: leaf if is_of_rows(leaf) else None, context)
+  of_all = jax.tree.map(lambda leaf: None if is_of_rows(leaf) else leaf, context)
+
+  def stage(params, x, of_rows, shared, number):
+    of_all, keys = shared
+    context = jax.tree.map(lambda own, all_: all_ if own is None else own, of_rows, of_all, is_leaf=lambda v: v is None)
+    return loop(params, x, context, None if keys is None else keys[number])[:2]
+
+  return ax.through_stages(stage, params, x, of_rows, (of_all, keys))
+
+
+def _uneven(name, repeats, schedule) -> str:
+  fitting = [n for n in range(1, repeats + 1) if repeats % n == 0]
+  return (
+    f'{name}: the pattern of layers repeats {repeats} times, which do not divide into the {schedule.stages} stages of '
+    f'mesh.pipeline={schedule.devices} times mesh.pipeline_rounds={schedule.rounds}; choose these with a product among '
+    f'{", ".join(map(str, fitting))}, or another model.num_layers'
+  )
+
+
+def _unroll(layers, params, x, context, keys, caches=None):
   """Each block is traced once: all its repeats are calls of one jaxpr, by which a transformation knows them again."""
   layers = [_jitted(layer) for layer in layers]
   repeats = params if isinstance(params, tuple) else unstack(params)
@@ -210,7 +243,7 @@ def _unroll(layers, params, x, context, keys, caches):
     x, cache, new = layer(own, x, context, key, cache)
     metrics = metrics_lib.add(metrics, new)
     updated.append(cache)
-  return x, updated, metrics
+  return x, metrics, updated
 
 
 def _jitted(function):

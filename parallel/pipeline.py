@@ -13,11 +13,14 @@ stage p times, and GPipe m times.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+
+AXIS = 'pipeline'  # of the mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,65 +75,75 @@ class Schedule:
     return place // self.devices, group * self.devices + place % self.devices, busy
 
 
-def run(stage, params, microbatches, shared, schedule: Schedule, mesh, axis: str = 'pipeline'):
+def run(stage, params, x, of_rows, shared, schedule: Schedule, mesh):
   """Applies all layers to all microbatches.
 
   Args:
-    stage: `stage(params, x, shared, number, microbatch) -> (x, sums)` applies one stage. Its params have a leading
-      axis of the layers of the stage, `x` is one microbatch, `number` the stage's and `microbatch` that one's, int32
-      scalars. What it returns has the shapes of `x`; `sums` is any pytree of floats. It may use any mesh axis but
-      `axis`, by sharding constraints or in a shard_map of its own (with check_vma=False).
-    params: pytree of arrays with a leading axis of all layers in order, split over `axis`, whose size the number of
-      stages divides. For several rounds each device trades its layers for those of its stages, once.
-    microbatches: pytree of arrays with a leading axis of m, split over `axis`. All of them travel; put everything here
-      that belongs to the rows of a microbatch.
+    stage: `stage(params, x, of_rows, shared, number, microbatch) -> (x, sums)` applies one stage. Its params have a
+      leading axis of the layers of the stage, `x` and `of_rows` are one microbatch's, `number` is the stage's and
+      `microbatch` that one's, int32 scalars; `sums` is any pytree of floats. It may use the other mesh axes by sharding
+      constraints or in a shard_map of its own (with check_vma=False, as residuals also vary over the pipeline).
+    params: pytree of arrays with a leading axis of all layers in order, split over the pipeline, whose size the number
+      of stages divides. For several rounds each device trades its layers for those of its stages, once.
+    x: array [m, ...] split over the pipeline, what flows through.
+    of_rows: pytree of arrays [m, ...], split likewise, that go with it and stay as they are.
     shared: pytree of arrays that are the same for all stages and microbatches.
-    schedule: whose `devices` is the size of `axis`.
-    mesh: the mesh; axes besides `axis` stay with the compiler.
-    axis: the mesh axis of the pipeline.
+    schedule: whose `devices` is the size of the mesh axis.
+    mesh: of which the other axes stay with the compiler.
 
   Returns:
-    The microbatches after the last layer, split as they came, and the sums added up over stages and microbatches.
+    x after the last layer, split as it came, and the sums added up over stages and microbatches.
   """
-  last = schedule.rounds - 1
 
-  def on_device(params, microbatches, shared):
-    device = jax.lax.axis_index(axis)
-    stages = jax.tree.map(lambda x: _by_round(x, schedule, axis), params)
-    inputs = jax.tree.map(lambda x: jax.lax.all_gather(x, axis, tiled=True), microbatches)
+  def on_device(params, x, of_rows, shared):
+    device = jax.lax.axis_index(AXIS)
+    stages = jax.tree.map(lambda layers: _by_round(layers, schedule), params)
+    inputs = jax.tree.map(lambda array: jax.lax.all_gather(array, AXIS, tiled=True), (x, of_rows))
 
-    @jax.checkpoint
-    def compute(stages, x, shared, turn, microbatch):
-      return stage(_at(stages, turn), x, shared, turn * schedule.devices + device, microbatch)
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def compute(stages, x, of_rows, shared, turn, microbatch):
+      return stage(_at(stages, turn), x, of_rows, shared, turn * schedule.devices + device, microbatch)
 
     def tick(carry, time):
-      x, outputs = carry
+      under_way, outputs = carry
       turn, microbatch, busy = schedule.work(time, device)
       enters = (device == 0) & (turn == 0)
-      x = jax.tree.map(lambda new, old: jnp.where(enters, new, old), _at(inputs, microbatch), x)
-      y, sums = compute(stages, x, shared, turn, microbatch)
-      leaves = busy & (turn == last)
-      outputs = jax.tree.map(lambda all_, one: _put(all_, one, microbatch, leaves), outputs, y)
-      sums = jax.tree.map(lambda s: jnp.where(busy, s, 0), sums)
-      y = jax.tree.map(lambda leaf: _handed_on(leaf, schedule.devices, axis), y)
-      return (y, outputs), sums
+      select = lambda new, old: jnp.where(enters, new, old)
+      x, of_rows = jax.tree.map(select, _at(inputs, microbatch), under_way)
+      y, sums = compute(stages, x, of_rows, shared, turn, microbatch)
+      outputs = _put(outputs, y, microbatch, busy & (turn == schedule.rounds - 1))
+      return (_handed_on((y, of_rows), schedule), outputs), jax.tree.map(lambda s: jnp.where(busy, s, 0), sums)
 
-    # Idle devices compute on real rows, whose result nobody reads: nothing is undefined that the rows do not make so.
-    start = _at(inputs, 0), jax.tree.map(jnp.zeros_like, inputs)
+    # An idle device computes on rows that are there, so that nothing can be undefined in what nobody reads.
+    start = _at(inputs, 0), jnp.zeros_like(inputs[0])
     (_, outputs), sums = jax.lax.scan(tick, start, jnp.arange(schedule.ticks))
-    outputs = jax.tree.map(lambda x: _from_last(x, device == schedule.devices - 1, axis), outputs)
-    return outputs, jax.tree.map(lambda s: jax.lax.psum(jnp.sum(s, axis=0), axis), sums)
+    outputs = jnp.where(device == schedule.devices - 1, outputs, 0)
+    outputs = jax.lax.psum_scatter(outputs, AXIS, tiled=True)
+    return outputs, jax.tree.map(lambda s: jax.lax.psum(jnp.sum(s, axis=0), AXIS), sums)
 
-  split, whole = PartitionSpec(axis), PartitionSpec()
-  # Inner shard_maps have residuals that vary over all axes, which check_vma cannot state.
-  return jax.shard_map(
-    on_device,
-    mesh=mesh,
-    in_specs=(split, split, whole),
-    out_specs=(split, whole),
-    axis_names={axis},
-    check_vma=False,
-  )(params, microbatches, shared)
+  split, whole = PartitionSpec(AXIS), PartitionSpec()
+  in_specs = split, split, split, whole
+  on_devices = jax.shard_map(
+    on_device, mesh=mesh, in_specs=in_specs, out_specs=(split, whole), axis_names={AXIS}, check_vma=False
+  )
+  return on_devices(params, x, of_rows, shared)
+
+
+def cut(x, shards: int, schedule: Schedule, mesh):
+  """Rows [B, ...], split over `shards` devices and within these over the pipeline, as microbatches [m, B / m, ...].
+
+  Each takes the next of the rows that a shard holds, so that no row moves to another device.
+  """
+  x = x.reshape(shards, schedule.microbatches, -1, *x.shape[1:]).swapaxes(0, 1)
+  x = x.reshape(schedule.microbatches, -1, *x.shape[3:])
+  others = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(AXIS, *others)))
+
+
+def join(x, shards: int):
+  """The rows [B, ...] of microbatches that `cut` made."""
+  number = len(x)
+  return x.reshape(number, shards, -1, *x.shape[2:]).swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
 
 def _at(tree, index):
@@ -142,28 +155,23 @@ def _put(all_, one, index, condition):
   return jax.lax.dynamic_update_index_in_dim(all_, jnp.where(condition, one, old), index, 0)
 
 
-def _handed_on(x, devices, axis):
-  return jax.lax.ppermute(x, axis, [(i, (i + 1) % devices) for i in range(devices)])
+def _handed_on(tree, schedule):
+  to_next = [(i, (i + 1) % schedule.devices) for i in range(schedule.devices)]
+  return jax.tree.map(lambda x: jax.lax.ppermute(x, AXIS, to_next), tree)
 
 
-def _from_last(x, is_last, axis):
-  """The last device's microbatches, split over all of them."""
-  return jax.lax.psum_scatter(jnp.where(is_last, x, jnp.zeros_like(x)), axis, tiled=True)
-
-
-def _by_round(layers, schedule, axis):
+def _by_round(layers, schedule):
   """This device's layers [v, layers of a stage, ...], of consecutive layers as they are stored."""
   devices, rounds = schedule.devices, schedule.rounds
   stored = layers.reshape(rounds, -1, *layers.shape[1:])
   if rounds == 1:
     return stored
-  device, found = jax.lax.axis_index(axis), jnp.zeros_like(stored)
+  device, found = jax.lax.axis_index(AXIS), jnp.zeros_like(stored)
   for places in _exchanges(devices, rounds):
     sources = np.argsort((np.arange(devices) * rounds + places) % devices)
     stages = sources * rounds + places[sources]
-    pairs = list(zip(sources.tolist(), range(devices)))
     sent = jax.lax.dynamic_index_in_dim(stored, jnp.asarray(places)[device], keepdims=False)
-    received = jax.lax.ppermute(sent, axis, pairs)
+    received = jax.lax.ppermute(sent, AXIS, list(zip(sources.tolist(), range(devices))))
     found = jax.lax.dynamic_update_index_in_dim(found, received, jnp.asarray(stages // devices)[device], 0)
   return found
 

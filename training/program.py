@@ -87,7 +87,7 @@ def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device
     ema_decay=config.optimizer.ema_decay,
   )
 
-  layout = parallel.Layout(parallel.make_mesh(config.mesh, devices), config.zero_stage, config.mesh.sequence_parallel)
+  layout = parallel.make_layout(config.mesh, parallel.make_mesh(config.mesh, devices), config.zero_stage)
   create_state = lambda: init_state(task, optimizer, jax.random.key(config.seed), config.optimizer.ema_decay > 0)
   abstract_state = jax.eval_shape(create_state)
   shardings = parallel.state_shardings(abstract_state, abstract_state.params, task.logical_axes, layout)

@@ -2,7 +2,15 @@
 
 from parallel.compiling import compile_evaluation, compile_step
 from parallel.mesh import check_mesh, make_mesh
-from parallel.rules import Layout, batch_shardings, describe, gradient_shardings, make_layout, parameter_shardings, state_shardings
+from parallel.rules import (
+  Layout,
+  batch_shardings,
+  describe,
+  gradient_shardings,
+  make_layout,
+  parameter_shardings,
+  state_shardings,
+)
 
 __all__ = [
   'Layout',

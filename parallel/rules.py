@@ -157,9 +157,7 @@ class Layout:
 
 def make_layout(mesh_config, mesh: Mesh | AbstractMesh, zero_stage: int = 0) -> Layout:
   """The layout of a config over its mesh. Raises ValueError where its values do not go together."""
-  return Layout(
-    mesh, zero_stage, mesh_config.sequence_parallel, mesh_config.microbatches, mesh_config.pipeline_rounds
-  )
+  return Layout(mesh, zero_stage, mesh_config.sequence_parallel, mesh_config.microbatches, mesh_config.pipeline_rounds)
 
 
 def manual_axes(mesh) -> tuple[str, ...]:

@@ -6,9 +6,9 @@ from parallel.rules import (
   Layout,
   batch_shardings,
   describe,
-  gradient_shardings,
   make_layout,
   parameter_shardings,
+  place_gradients,
   state_shardings,
 )
 
@@ -19,9 +19,9 @@ __all__ = [
   'compile_evaluation',
   'compile_step',
   'describe',
-  'gradient_shardings',
   'make_layout',
   'make_mesh',
   'parameter_shardings',
+  'place_gradients',
   'state_shardings',
 ]

@@ -192,9 +192,12 @@ def parameter_shardings(params, logical_axes, layout: Layout):
   return _shardings(params, logical_axes, layout, layout.parameter_spec)
 
 
-def gradient_shardings(params, logical_axes, layout: Layout):
-  """The sharding of every parameter's gradient; as `parameter_shardings`."""
-  return _shardings(params, logical_axes, layout, layout.gradient_spec)
+def place_gradients(gradients, logical_axes, layout: Layout):
+  """The gradients, traced, each pinned to where the layout stores it; arguments and errors as `parameter_shardings`."""
+  if layout.mesh.size == 1:
+    return gradients
+  shardings = _shardings(gradients, logical_axes, layout, layout.gradient_spec)
+  return jax.lax.with_sharding_constraint(gradients, shardings)
 
 
 def _shardings(params, logical_axes, layout, spec_of):

@@ -1,6 +1,7 @@
 """From a resolved config to a compiled program: model, task and its transformations, optimizer, mesh."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -78,6 +79,7 @@ def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device
     warmup_steps=lengths.warmup,
     decay_steps=lengths.decay,
   )
+  layout = parallel.make_layout(config.mesh, parallel.make_mesh(config.mesh, devices), config.zero_stage)
   step = make_step(
     losses.with_penalties(task, config.optimizer),
     optimizer,
@@ -85,9 +87,9 @@ def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device
     seed=config.seed,
     accumulation_steps=config.optimizer.accumulation_steps,
     ema_decay=config.optimizer.ema_decay,
+    place=functools.partial(parallel.place_gradients, logical_axes=task.trained(task.logical_axes), layout=layout),
   )
 
-  layout = parallel.make_layout(config.mesh, parallel.make_mesh(config.mesh, devices), config.zero_stage)
   create_state = lambda: init_state(task, optimizer, jax.random.key(config.seed), config.optimizer.ema_decay > 0)
   abstract_state = jax.eval_shape(create_state)
   shardings = parallel.state_shardings(abstract_state, abstract_state.params, task.logical_axes, layout)

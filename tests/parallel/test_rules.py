@@ -94,6 +94,6 @@ def test_description_lists_every_parameter(layout):
   params, logical = {'a': {'b': leaf(8, 32), 'c': leaf(32)}}, {'a': {'b': ('embed', 'mlp'), 'c': ('mlp',)}}
   shardings = parallel.parameter_shardings(params, logical, layout)
   assert parallel.describe(params, shardings).splitlines() == [
-    "a/b  (8, 32)  fsdp, ('tensor',)",
+    'a/b  (8, 32)  fsdp, tensor',
     "a/c  (32,)    ('tensor', 'fsdp')",
   ]

@@ -24,6 +24,7 @@ class Module(nnx.Module):
   """
 
   scope: str
+  differentiated = staticmethod(lambda call: call)  # what its derivative keeps and computes again, see `model.remat`
 
   def __init_subclass__(cls, **kwargs):
     super().__init_subclass__(**kwargs)
@@ -35,7 +36,7 @@ def _scoped(call):
   @functools.wraps(call)
   def wrapped(self, *args, **kwargs):
     with jax.named_scope(self.scope):
-      y = call(self, *args, **kwargs)
+      y = self.differentiated(functools.partial(call, self))(*args, **kwargs)
       if isinstance(y, tuple):
         return checkpoint_name(y[0], 'output'), *y[1:]
       return checkpoint_name(y, 'output')
@@ -72,7 +73,7 @@ class Linear(Module):
   def __call__(self, x):
     n = self.num_inputs
     contracting = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
-    y = jax.lax.dot_general(x, self.kernel[...], (contracting, ((), ())))
+    y = checkpoint_name(jax.lax.dot_general(x, self.kernel[...], (contracting, ((), ()))), 'product')
     return y if self.bias is None else y + self.bias[...]
 
 

@@ -11,13 +11,12 @@ from collections.abc import Callable
 
 import jax
 from flax import nnx
-from jax import ad_checkpoint
 
 from model import metrics as metrics_lib
+from model.remat import KEEP_ALL, Remat
 from parallel import axes as ax
 
 LAYER_LOOPS = ('auto', 'scan', 'unroll')
-REMATS = ('none', 'full', 'selective')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +64,12 @@ class Stack:
     return sum(segment.num_layers for segment in self.segments)
 
   @property
+  def blocks(self) -> dict[str, int]:
+    """How many layers there are of each block of a pattern, by the path of its parameters."""
+    named = zip(self.names, self.segments)
+    return {scope: segment.repeats for name, segment in named for scope, _ in _blocks(name, segment)}
+
+  @property
   def names(self) -> tuple[str, ...]:
     """The parameters' keys, one a segment."""
     return tuple(f'layers_{i}' if i else 'layers' for i in range(len(self.segments)))
@@ -95,7 +100,7 @@ class Stack:
     slices the weights once and not at every token."""
     return {**params, **{name: unstack(params[name]) for name in self.names}}
 
-  def run(self, params, x, context, keys=None, caches=None, *, layer_loop: str = 'auto', remat: str = 'none'):
+  def run(self, params, x, context, keys=None, caches=None, *, layer_loop: str = 'auto', remat: Remat = KEEP_ALL):
     """Applies every layer in turn.
 
     Args:
@@ -107,8 +112,7 @@ class Stack:
         cache at every token.
       layer_loop: 'scan' over the repeats, 'unroll', or 'auto': unroll on CPU, where a scan halves the speed, scan
         elsewhere, where compile time must not grow with depth.
-      remat: 'none'; 'full' recomputes each layer in the backward pass; 'selective' keeps the outputs of
-        matmuls without batch dimensions and recomputes the rest (Korthikanti et al. 2022, section 5).
+      remat: what is computed again in the backward pass.
 
     Returns:
       x after the last layer, the tuple of new caches or None, and the metrics of all layers added up.
@@ -117,11 +121,11 @@ class Stack:
     metrics, updated, first = {}, [], 0
     for name, segment in zip(self.names, self.segments):
       here = slice(first, first + segment.num_layers)
-      layers = [_remat(self._layer(scope), remat, unrolled) for scope, _ in _blocks(name, segment)]
+      layers = [self.layer(scope, remat, prevent_cse=unrolled) for scope, _ in _blocks(name, segment)]
       own_keys = None if keys is None else keys[here]
       if caches is None and (schedule := ax.schedule()):
         loop = functools.partial(_unroll if unrolled else _scan, layers)
-        x, new = _in_stages(loop, params[name], x, context, own_keys, schedule, name)
+        x, new = _in_stages(loop, params[name], x, context, own_keys, schedule)
       elif unrolled:
         own_caches = None if caches is None else caches[here]
         x, new, new_caches = _unroll(layers, params[name], x, context, own_keys, own_caches)
@@ -146,10 +150,14 @@ class Stack:
       for scope, spec in _blocks(name, segment)
     }
 
-  def _layer(self, scope):
-    """The block as a pure function `layer(params, x, context, key, cache) -> (x, cache, metrics)`."""
+  def layer(self, scope: str, remat: Remat = KEEP_ALL, *, prevent_cse: bool = True):
+    """The block of a scope as a pure function `layer(params, x, context, key, cache) -> (x, cache, metrics)`."""
     graph = self._graphs[scope]
-    return lambda params, x, context, key, cache: nnx.merge(graph, params)(x, context, key, cache)
+
+    def layer(params, x, context, key, cache):
+      return remat.applied(nnx.merge(graph, params), prevent_cse)(x, context, key, cache)
+
+    return layer
 
 
 def unstack(tree) -> tuple:
@@ -201,13 +209,9 @@ def _scan(layers, params, x, context, keys):
   return x, metrics_lib.summed(stacked)
 
 
-def _in_stages(loop, params, x, context, keys, schedule, name):
+def _in_stages(loop, params, x, context, keys, schedule):
   """The repeats cut into the stages of a pipeline, each of which is looped over."""
-  repeats = len(jax.tree.leaves(params)[0])
-  if repeats % schedule.stages:
-    raise ValueError(_uneven(name, repeats, schedule))
-  if keys is not None:
-    keys = keys.reshape(schedule.stages, -1)
+  keys = None if keys is None else keys.reshape(schedule.stages, -1)
   # What of the context belongs to the rows of text goes with them; all else, such as a bias by distance, has another
   # leading dimension, which is 1.
   is_of_rows = lambda leaf: leaf.ndim > 0 and len(leaf) == len(x)
@@ -220,15 +224,6 @@ def _in_stages(loop, params, x, context, keys, schedule, name):
     return loop(params, x, context, None if keys is None else keys[number])[:2]
 
   return ax.through_stages(stage, params, x, of_rows, (of_all, keys))
-
-
-def _uneven(name, repeats, schedule) -> str:
-  fitting = [n for n in range(1, repeats + 1) if repeats % n == 0]
-  return (
-    f'{name}: the pattern of layers repeats {repeats} times, which do not divide into the {schedule.stages} stages of '
-    f'mesh.pipeline={schedule.devices} times mesh.pipeline_rounds={schedule.rounds}; choose these with a product among '
-    f'{", ".join(map(str, fitting))}, or another model.num_layers'
-  )
 
 
 def _unroll(layers, params, x, context, keys, caches=None):
@@ -262,11 +257,3 @@ def _formed_once(x):
 
 
 _formed_once.defvjp(lambda x: (x, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),))
-
-
-def _remat(layer, remat, unrolled):
-  if remat == 'none':
-    return layer
-  policies = ad_checkpoint.checkpoint_policies
-  policy = policies.nothing_saveable if remat == 'full' else policies.dots_with_no_batch_dims_saveable
-  return jax.checkpoint(layer, policy=policy, prevent_cse=unrolled)

@@ -7,9 +7,9 @@ time in which devices stand idle by v (Narayanan et al. 2021, "Efficient large-s
 clusters", section 2.2); v = 1 is GPipe's schedule (Huang et al. 2019).
 
 The program is one scan over ticks, its backward pass the same pipeline run backwards. A stage is computed again in the
-backward pass from what entered it: kept are the inputs of v m + p - 1 ticks, one microbatch of the stream each, and what
-differentiation keeps inside the one stage that is being computed again. 1F1B keeps what differentiation keeps inside a
-stage p times, and GPipe m times.
+backward pass from what entered it: kept are the inputs of v m + p - 1 ticks, one microbatch of the stream each, and
+what differentiation keeps inside the one stage that is being computed again. 1F1B keeps what differentiation keeps
+inside a stage p times, and GPipe m times.
 """
 
 import dataclasses
@@ -66,11 +66,19 @@ class Schedule:
     """The share of time in which a device stands idle."""
     return (self.devices - 1) / self.ticks
 
+  def describe(self) -> str:
+    """For printing."""
+    rounds = f' in {self.rounds} rounds' if self.rounds > 1 else ''
+    return (
+      f'pipeline: {self.microbatches} microbatches through {self.stages} stages on {self.devices} devices{rounds}; '
+      f'each device is idle {self.devices - 1} of {self.ticks} ticks, {self.bubble:.1%} of the time'
+    )
+
   def work(self, tick, device):
     """Round, microbatch and whether there is any work at all, of one device in one tick; traceable."""
     unit = tick - device
     busy = (unit >= 0) & (unit < self.rounds * self.microbatches)
-    unit = jnp.clip(unit, 0, self.rounds * self.microbatches - 1)
+    unit = unit.clip(0, self.rounds * self.microbatches - 1)
     group, place = unit // self.stages, unit % self.stages
     return place // self.devices, group * self.devices + place % self.devices, busy
 

@@ -116,6 +116,8 @@ class Layout:
 
   def used_spec(self, axes: tuple, shape: tuple[int, ...], name: str = 'a parameter') -> PartitionSpec:
     """How a parameter is split while a layer uses it. Arguments and errors as `parameter_spec`."""
+    if self.schedule and 'layers' in axes:
+      self._check_stages(shape[axes.index('layers')], name)
     return _spec(axes, shape, _PARAMETERS, self.mesh, name)
 
   def sharding(self, spec: PartitionSpec) -> NamedSharding:
@@ -134,6 +136,16 @@ class Layout:
     devices are in a pipeline."""
     devices = math.prod(self.mesh.shape[name] for name in _ACTIVATIONS['batch'])
     return devices * self.microbatches // self.mesh.shape['pipeline']
+
+  def _check_stages(self, repeats, name):
+    schedule = self.schedule
+    if repeats % schedule.stages:
+      fitting = ', '.join(str(n) for n in range(2, repeats + 1) if repeats % n == 0) or 'none'
+      raise ValueError(
+        f'{name}: the layers repeat {repeats} times, which do not divide into the {schedule.stages} stages of '
+        f'mesh.pipeline={schedule.devices} times mesh.pipeline_rounds={schedule.rounds}; choose these so that their '
+        f'product is one of {fitting}, or another model.num_layers'
+      )
 
   def _check_pipeline(self):
     devices, given = self.mesh.shape['pipeline'], f'mesh.pipeline={self.mesh.shape["pipeline"]}'

@@ -1,7 +1,7 @@
 """Layouts over the simulated devices."""
 
-from configs import base
 import parallel
+from configs import base
 
 
 def make_layout(zero_stage: int = 0, **mesh_keys) -> parallel.Layout:

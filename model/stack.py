@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from model import metrics as metrics_lib
@@ -123,16 +124,16 @@ class Stack:
       here = slice(first, first + segment.num_layers)
       layers = [self.layer(scope, remat, prevent_cse=unrolled) for scope, _ in _blocks(name, segment)]
       own_keys = None if keys is None else keys[here]
-      if caches is None and (schedule := ax.schedule()):
-        loop = functools.partial(_unroll if unrolled else _scan, layers)
-        x, new = _in_stages(loop, params[name], x, context, own_keys, schedule)
-      elif unrolled:
-        own_caches = None if caches is None else caches[here]
-        x, new, new_caches = _unroll(layers, params[name], x, context, own_keys, own_caches)
+      loop = functools.partial(_unroll if unrolled else _scan, layers)
+      if caches is not None:
+        x, found, new_caches = loop(params[name], x, context, own_keys, caches[here])
         updated += new_caches
+      elif schedule := ax.schedule():
+        x, found = _in_stages(loop, params[name], x, context, own_keys, schedule)
       else:
-        x, new = _scan(layers, params[name], x, context, own_keys)
-      metrics = metrics_lib.add(metrics, new)
+        x, found, _ = loop(params[name], x, context, own_keys)
+      for of_block in found:
+        metrics = metrics_lib.add(metrics, metrics_lib.of_repeats(of_block))
       first = here.stop
     return x, None if caches is None else tuple(updated), metrics
 
@@ -198,15 +199,14 @@ def _split(tree, size: int) -> list:
 def _scan(layers, params, x, context, keys):
   def repeat(x, slices):
     params, keys = slices
-    metrics = {}
+    found = []
     for j, (layer, own) in enumerate(zip(layers, _split(params, len(layers)))):
-      x, _, new = layer(own, x, context, None if keys is None else keys[j], None)
-      metrics = metrics_lib.add(metrics, new)
-    return x, metrics
+      x, _, metrics = layer(own, x, context, None if keys is None else keys[j], None)
+      found.append(metrics)
+    return x, found
 
   keys = None if keys is None else keys.reshape(-1, len(layers))
-  x, stacked = jax.lax.scan(repeat, x, (params, keys))
-  return x, metrics_lib.summed(stacked)
+  return *jax.lax.scan(repeat, x, (params, keys)), None
 
 
 def _in_stages(loop, params, x, context, keys, schedule):
@@ -223,7 +223,8 @@ def _in_stages(loop, params, x, context, keys, schedule):
     context = jax.tree.map(lambda own, all_: all_ if own is None else own, of_rows, of_all, is_leaf=lambda v: v is None)
     return loop(params, x, context, None if keys is None else keys[number])[:2]
 
-  return ax.through_stages(stage, params, x, of_rows, (of_all, keys))
+  x, found = ax.through_stages(stage, params, x, of_rows, (of_all, keys))
+  return x, jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:]), found)
 
 
 def _unroll(layers, params, x, context, keys, caches=None):
@@ -231,14 +232,15 @@ def _unroll(layers, params, x, context, keys, caches=None):
   layers = [_jitted(layer) for layer in layers]
   repeats = params if isinstance(params, tuple) else unstack(params)
   flat = [(layer, own) for repeat in repeats for layer, own in zip(layers, _split(repeat, len(layers)))]
-  metrics, updated = {}, []
+  found, updated = [], []
   for i, (layer, own) in enumerate(flat):
     x = _formed_once(x) if caches is None else x
     key, cache = (None if values is None else values[i] for values in (keys, caches))
-    x, cache, new = layer(own, x, context, key, cache)
-    metrics = metrics_lib.add(metrics, new)
+    x, cache, metrics = layer(own, x, context, key, cache)
+    found.append(metrics)
     updated.append(cache)
-  return x, metrics, updated
+  of_blocks = [found[j :: len(layers)] for j in range(len(layers))]
+  return x, [jax.tree.map(lambda *values: jnp.stack(values), *of_block) for of_block in of_blocks], updated
 
 
 def _jitted(function):

@@ -225,7 +225,7 @@ def through_stages(stage, params, x, of_rows, shared):
     shared: pytree of arrays that are the same for all rows.
 
   Returns:
-    x after the last layer, and the sums over all stages and microbatches.
+    x after the last layer, and the sums of each stage over the microbatches, [stages, ...].
 
   Raises:
     ValueError: the rows cannot be cut into the microbatches.

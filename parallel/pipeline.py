@@ -100,7 +100,7 @@ def run(stage, params, x, of_rows, shared, schedule: Schedule, mesh):
     mesh: of which the other axes stay with the compiler.
 
   Returns:
-    x after the last layer, split as it came, and the sums added up over stages and microbatches.
+    x after the last layer, split as it came, and the sums of each stage over the microbatches, [stages, ...].
   """
 
   def on_device(params, x, of_rows, shared):
@@ -127,14 +127,22 @@ def run(stage, params, x, of_rows, shared, schedule: Schedule, mesh):
     (_, outputs), sums = jax.lax.scan(tick, start, jnp.arange(schedule.ticks))
     outputs = jnp.where(device == schedule.devices - 1, outputs, 0)
     outputs = jax.lax.psum_scatter(outputs, AXIS, tiled=True)
-    return outputs, jax.tree.map(lambda s: jax.lax.psum(jnp.sum(s, axis=0), AXIS), sums)
+    turns, _, _ = schedule.work(jnp.arange(schedule.ticks), device)
+    of_turns = lambda s: jnp.zeros((schedule.rounds, 1, *s.shape[1:]), s.dtype).at[turns, 0].add(s)
+    return outputs, jax.tree.map(of_turns, sums)
 
   split, whole = PartitionSpec(AXIS), PartitionSpec()
   in_specs = split, split, split, whole
   on_devices = jax.shard_map(
-    on_device, mesh=mesh, in_specs=in_specs, out_specs=(split, whole), axis_names={AXIS}, check_vma=False
+    on_device,
+    mesh=mesh,
+    in_specs=in_specs,
+    out_specs=(split, PartitionSpec(None, AXIS)),
+    axis_names={AXIS},
+    check_vma=False,
   )
-  return on_devices(params, x, of_rows, shared)
+  x, sums = on_devices(params, x, of_rows, shared)
+  return x, jax.tree.map(lambda s: s.reshape(schedule.stages, *s.shape[2:]), sums)
 
 
 def cut(x, shards: int, schedule: Schedule, mesh):

@@ -1,7 +1,7 @@
 """Layout of a run over devices: mesh, sharding rules, compilation."""
 
 from parallel.compiling import compile_evaluation, compile_step
-from parallel.mesh import check_mesh, make_mesh
+from parallel.mesh import AXES, check_mesh, make_mesh
 from parallel.rules import (
   Layout,
   batch_shardings,
@@ -13,6 +13,7 @@ from parallel.rules import (
 )
 
 __all__ = [
+  'AXES',
   'Layout',
   'batch_shardings',
   'check_mesh',

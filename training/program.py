@@ -37,7 +37,7 @@ class Program:
   Attributes:
     model: the pure functions of the model.
     task: what is trained.
-    mesh: the device mesh.
+    layout: where arrays lie, on which mesh.
     lengths: durations in steps.
     abstract_state: TrainState of ShapeDtypeStructs with shardings.
     batch_shardings: of each array of a batch.
@@ -48,13 +48,18 @@ class Program:
 
   model: object
   task: objectives.Task
-  mesh: Mesh
+  layout: parallel.Layout
   lengths: Lengths
   abstract_state: TrainState
   batch_shardings: dict
   init: Callable
   step: Callable
   evaluate: Callable
+
+  @property
+  def mesh(self) -> Mesh:
+    """The device mesh."""
+    return self.layout.mesh
 
 
 def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device] | None = None) -> Program:
@@ -102,7 +107,7 @@ def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device
   return Program(
     model,
     task,
-    layout.mesh,
+    layout,
     lengths,
     abstract_state,
     batch_shardings,

@@ -101,7 +101,12 @@ def _model():
   model.init_scale = number(0.02, at_least=0)  # standard deviation for normal; factor for the others (usually 1)
   model.init_depth_scaling = flag(True)  # residual outputs initialised 1/sqrt(2 num_layers) smaller
   model.layer_loop = choice('auto', 'scan', 'unroll')  # auto: unroll on CPU, scan elsewhere
-  model.remat = choice('none', 'full', 'selective')  # recompute nothing; each block; all but matmul outputs
+  # Computed again in the backward pass: nothing; all; all but what remat_kept names, which offload moves to the host.
+  model.remat = choice('none', 'full', 'selective', 'offload')
+  model.remat_modules = tuple_of(text('*/mlp'))  # path patterns of modules that this is about; () = whole blocks
+  model.remat_kept = tuple_of(
+    choice('product', 'residual', 'dropout_mask'), default=('product', 'residual')
+  )  # selective, offload: outputs of linear layers; what kernels need and the stream between sublayers; masks
   model.encoder = _encoder()
   model.rope = _rope()
   model.relative = _relative()
@@ -334,6 +339,8 @@ def _mesh():
   mesh.sequence = count(1, at_least=-1)  # that split the length of rows
   mesh.pipeline = count(1, at_least=-1)  # that split the layers
   mesh.expert = count(1, at_least=-1)  # that split the rows, and experts
+  mesh.microbatches = count(0)  # pipeline > 1: that rows go through it in, a multiple of it; 0 = as many as it
+  mesh.pipeline_rounds = count(1, at_least=1)  # how often each goes round it, which divides idle time; layers divide
   mesh.sequence_parallel = flag(False)  # norms, dropout and residual additions split the length over tensor
   mesh.slices = count(1, at_least=1)  # groups of devices linked fast; the outermost axis they divide lies across
   return mesh

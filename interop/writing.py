@@ -19,7 +19,8 @@ from interop.fields import LENGTH, FieldError
 
 # Of a model: how it is initialised, trained and computed, which does not change what it says of a text.
 _UNSAID = (
-  *('init', 'init_scale', 'init_depth_scaling', 'layer_loop', 'remat', 'attention.implementation'),
+  *('init', 'init_scale', 'init_depth_scaling', 'layer_loop', 'attention.implementation'),
+  *('remat', 'remat_modules', 'remat_kept'),
   *('dropout_rate', 'attention.dropout_rate', 'moe.balance_loss', 'moe.z_loss', 'moe.jitter', 'moe.implementation'),
 )
 _TORCH_NAMES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16', 'F64': 'float64'}

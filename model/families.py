@@ -7,6 +7,7 @@ import jax
 
 from model import decoder, encoder_decoder, feed_forward
 from model import positions as pos
+from model.remat import Remat
 
 FAMILIES = {
   'decoder': decoder.create_decoder,
@@ -105,6 +106,7 @@ def check(model_config) -> None:
       f'model.num_kv_heads={kv_heads} does not divide model.num_heads={heads}; choose a divisor, 0 for '
       'as many, or 1 for multi-query'
     )
+  Remat.of(model_config)
   for check_part in (_check_latent, _check_positions, _check_blocks, _check_experts, _check_family):
     check_part(model_config)
 

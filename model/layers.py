@@ -24,6 +24,7 @@ class Module(nnx.Module):
   """
 
   scope: str
+  differentiated = staticmethod(lambda call: call)  # what its derivative keeps and computes again, see `model.remat`
 
   def __init_subclass__(cls, **kwargs):
     super().__init_subclass__(**kwargs)
@@ -35,7 +36,7 @@ def _scoped(call):
   @functools.wraps(call)
   def wrapped(self, *args, **kwargs):
     with jax.named_scope(self.scope):
-      y = call(self, *args, **kwargs)
+      y = self.differentiated(functools.partial(call, self))(*args, **kwargs)
       if isinstance(y, tuple):
         return checkpoint_name(y[0], 'output'), *y[1:]
       return checkpoint_name(y, 'output')
@@ -72,7 +73,7 @@ class Linear(Module):
   def __call__(self, x):
     n = self.num_inputs
     contracting = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
-    y = jax.lax.dot_general(x, self.kernel[...], (contracting, ((), ())))
+    y = checkpoint_name(jax.lax.dot_general(x, self.kernel[...], (contracting, ((), ()))), 'product')
     return y if self.bias is None else y + self.bias[...]
 
 
@@ -143,8 +144,17 @@ def rms_norm(scope, model_config, dim, axis):
 
 
 def dropout(x, rate: float, key):
-  """Zeroes a share `rate` of x and scales the rest by 1/(1 - rate); x itself without a key or a rate."""
+  """Zeroes a share `rate` of x [B, ...] and scales the rest by 1/(1 - rate); x itself without a key or a rate.
+
+  What is zeroed follows from the key and the place in the whole batch, however that is cut and spread over devices.
+  """
   if key is None or rate == 0.0:
     return x
-  keep = checkpoint_name(jax.random.bernoulli(key, 1.0 - rate, x.shape), 'dropout_mask')
+  keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(row_keys(key, len(x)))
+  keep = checkpoint_name(keep, 'dropout_mask')
   return jnp.where(keep, x / (1.0 - rate), 0.0)
+
+
+def row_keys(key, number: int):
+  """A PRNG key for each of the `number` rows of text that activations have, by its place in the whole batch."""
+  return jax.vmap(lambda row: jax.random.fold_in(key, row))(ax.rows(number))

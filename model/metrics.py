@@ -1,5 +1,7 @@
 """Numbers that add up: over repeats of a layer, microbatches, devices and batches."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -25,6 +27,20 @@ class Metric(NamedTuple):
 Metrics = dict[str, Metric]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sums:
+  """What a layer sums over its rows for metrics that are not such sums themselves, beside its metrics.
+
+  Attributes:
+    values: pytree of float32 arrays, to be added up over all the rows that the layer sees, in however many parts.
+    finish: `finish(values) -> Metrics`; hashable, and equal for all repeats of a layer.
+  """
+
+  values: dict
+  finish: Callable = dataclasses.field(metadata={'static': True})
+
+
 def add(first: Metrics, second: Metrics) -> Metrics:
   """The metrics of both: those of one name are added."""
   return {**first, **second} | {
@@ -32,6 +48,14 @@ def add(first: Metrics, second: Metrics) -> Metrics:
   }
 
 
-def summed(stacked: Metrics) -> Metrics:
-  """Metrics stacked on a leading axis, added up."""
-  return jax.tree.map(lambda values: values.sum(axis=0), stacked)
+def finished(metrics: dict[str, Metric | Sums]) -> Metrics:
+  """The metrics of one layer that has seen all rows."""
+  done = {name: metric for name, metric in metrics.items() if not isinstance(metric, Sums)}
+  for sums in (metric for metric in metrics.values() if isinstance(metric, Sums)):
+    done = add(done, sums.finish(sums.values))
+  return done
+
+
+def of_repeats(stacked: dict[str, Metric | Sums]) -> Metrics:
+  """Those of layers that have seen all rows, stacked on a leading axis, added up."""
+  return jax.tree.map(lambda values: values.sum(axis=0), jax.vmap(finished)(stacked)) if stacked else {}

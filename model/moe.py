@@ -195,6 +195,7 @@ class ExpertLinear(layers.Module):
     if sizes_E is None:
       x_ExCxD = x_SxD.reshape(len(kernel_ExDxF), -1, x_SxD.shape[1])
       y_ExCxF = jax.lax.dot_general(x_ExCxD, kernel_ExDxF, (((2,), (1,)), ((0,), (0,))))
+      y_ExCxF = checkpoint_name(y_ExCxF, 'product')
       y_ExCxF = y_ExCxF if self.bias is None else y_ExCxF + self._bias()[:, None]
       return y_ExCxF.reshape(len(x_SxD), -1)
     y_SxF = grouped_matmul(x_SxD, kernel_ExDxF, sizes_E, implementation=self.implementation)

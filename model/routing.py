@@ -1,12 +1,14 @@
 """Which experts a token goes to. B rows, L length, D embed, E experts, K experts of a token, C tokens of an expert."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from model import layers
-from model.metrics import Metric
+from model.metrics import Metric, Sums
 from parallel import axes as ax
 
 ROUTERS = ('softmax', 'sigmoid', 'expert_choice')
@@ -57,10 +59,11 @@ class Router(layers.Module):
       gates: float32 [B, L, K], factors of the outputs of the experts that each token chose; where experts choose, [B,
         E, C], of the tokens that each expert chose.
       chosen: int32 of the same shape: experts, E where the token is padding; or tokens in [0, L).
-      metrics: losses of the router under 'aux/', multiplied by their weights, and figures under 'moe/'.
+      metrics: sums for losses of the router under 'aux/', multiplied by their weights, and figures under 'moe/'.
     """
     if key is not None and self.jitter:
-      x_BxLxD = x_BxLxD * jax.random.uniform(key, x_BxLxD.shape, minval=1 - self.jitter, maxval=1 + self.jitter)
+      factor = lambda key: jax.random.uniform(key, x_BxLxD.shape[1:], minval=1 - self.jitter, maxval=1 + self.jitter)
+      x_BxLxD = x_BxLxD * jax.vmap(factor)(layers.row_keys(key, len(x_BxLxD)))
     # Asking for the highest precision keeps a product in float32 under `precision` and on accelerators.
     highest, dimensions = jax.lax.Precision.HIGHEST, (((2,), (0,)), ((), ()))
     logits = jax.lax.dot_general(x_BxLxD, self.kernel[...], dimensions, precision=highest)
@@ -106,36 +109,54 @@ class Router(layers.Module):
     return gates, tokens, count_BxLxE * real_BxL[..., None]
 
   def _metrics(self, logits, scores, count_BxLxE, real_BxL):
-    """Losses and figures over the real tokens of the whole batch, on however many devices it lies.
+    """Sums over the real tokens, on however many devices they lie, from which losses and figures follow.
 
     `count_BxLxE` is 1 where a token and an expert were chosen for each other.
     """
     real = real_BxL.astype(jnp.float32)
     num_tokens = jnp.sum(real)
-    mean = lambda values: jnp.sum(values * real) / jnp.maximum(num_tokens, 1.0)
     probabilities = real[..., None] * scores / (jnp.sum(scores, axis=-1, keepdims=True) + 1e-20)
-    count_E = jnp.sum(count_BxLxE, axis=(0, 1))
-    share_E = count_E / jnp.maximum(jnp.sum(count_E), 1.0)
-    metrics = {
-      'moe/max_load': Metric(self.num_experts * jnp.max(share_E), 1.0),
-      'moe/router_entropy': Metric(-jnp.sum(jax.scipy.special.xlogy(probabilities, probabilities)), num_tokens),
+    sums = {
+      'tokens': num_tokens,
+      'chosen_E': jnp.sum(count_BxLxE, axis=(0, 1)),
+      'probability_E': jnp.sum(probabilities, axis=(0, 1)),
+      'entropy': -jnp.sum(jax.scipy.special.xlogy(probabilities, probabilities)),
     }
     if self.z_loss:
-      z = jax.nn.logsumexp(logits, axis=-1)
-      metrics['aux/z_loss'] = Metric(self.z_loss * mean(jnp.square(z)), 1.0)
-    if self.balance_loss or self.selection_bias is not None:
-      probability_E = jnp.sum(probabilities, axis=(0, 1)) / jnp.maximum(num_tokens, 1.0)
-      loss = self.balance_loss * self.num_experts * jnp.sum(share_E * probability_E)
-      metrics['aux/balance_loss'] = Metric(loss + self._follow_load(share_E, num_tokens), 1.0)
+      sums['z'] = jnp.sum(jnp.square(jax.nn.logsumexp(logits, axis=-1)) * real)
+    if self.selection_bias is not None:
+      sums['bias_E'] = self.selection_bias[...] * num_tokens
+    return {'moe': Sums(sums, Figures(self.balance_loss, self.z_loss))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+  """Losses of a router under 'aux/' and figures under 'moe/', from its sums over all tokens."""
+
+  balance_loss: float
+  z_loss: float
+
+  def __call__(self, sums):
+    num_tokens, num_experts = sums['tokens'], sums['chosen_E'].size
+    mean = lambda values: values / jnp.maximum(num_tokens, 1.0)
+    share_E = sums['chosen_E'] / jnp.maximum(jnp.sum(sums['chosen_E']), 1.0)
+    metrics = {
+      'moe/max_load': Metric(num_experts * jnp.max(share_E), 1.0),
+      'moe/router_entropy': Metric(sums['entropy'], num_tokens),
+    }
+    if self.z_loss:
+      metrics['aux/z_loss'] = Metric(self.z_loss * mean(sums['z']), 1.0)
+    if self.balance_loss or 'bias_E' in sums:
+      loss = self.balance_loss * num_experts * jnp.sum(share_E * mean(sums['probability_E']))
+      if 'bias_E' in sums:
+        loss = loss + self._follow_load(share_E, num_tokens, mean(sums['bias_E']))
+      metrics['aux/balance_loss'] = Metric(loss, 1.0)
     return {name: Metric(*(jnp.asarray(x, jnp.float32) for x in metric)) for name, metric in metrics.items()}
 
-  def _follow_load(self, share_E, num_tokens):
+  def _follow_load(self, share_E, num_tokens, bias_E):
     """0, with the gradient that the biases of selection should get."""
-    if self.selection_bias is None:
-      return 0.0
-    excess = jnp.where(num_tokens > 0, share_E - 1 / self.num_experts, 0.0)
-    bias = self.selection_bias[...]
-    return _LOAD_SCALE * jnp.sum(excess * (bias - jax.lax.stop_gradient(bias)))
+    excess = jnp.where(num_tokens > 0, share_E - 1 / share_E.size, 0.0)
+    return _LOAD_SCALE * jnp.sum(excess * (bias_E - jax.lax.stop_gradient(bias_E)))
 
 
 def _on_each_device(choose, axes):

@@ -10,14 +10,14 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jax import ad_checkpoint
 
 from model import metrics as metrics_lib
+from model.remat import KEEP_ALL, Remat
 from parallel import axes as ax
 
 LAYER_LOOPS = ('auto', 'scan', 'unroll')
-REMATS = ('none', 'full', 'selective')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +65,12 @@ class Stack:
     return sum(segment.num_layers for segment in self.segments)
 
   @property
+  def blocks(self) -> dict[str, int]:
+    """How many layers there are of each block of a pattern, by the path of its parameters."""
+    named = zip(self.names, self.segments)
+    return {scope: segment.repeats for name, segment in named for scope, _ in _blocks(name, segment)}
+
+  @property
   def names(self) -> tuple[str, ...]:
     """The parameters' keys, one a segment."""
     return tuple(f'layers_{i}' if i else 'layers' for i in range(len(self.segments)))
@@ -95,7 +101,7 @@ class Stack:
     slices the weights once and not at every token."""
     return {**params, **{name: unstack(params[name]) for name in self.names}}
 
-  def run(self, params, x, context, keys=None, caches=None, *, layer_loop: str = 'auto', remat: str = 'none'):
+  def run(self, params, x, context, keys=None, caches=None, *, layer_loop: str = 'auto', remat: Remat = KEEP_ALL):
     """Applies every layer in turn.
 
     Args:
@@ -107,8 +113,7 @@ class Stack:
         cache at every token.
       layer_loop: 'scan' over the repeats, 'unroll', or 'auto': unroll on CPU, where a scan halves the speed, scan
         elsewhere, where compile time must not grow with depth.
-      remat: 'none'; 'full' recomputes each layer in the backward pass; 'selective' keeps the outputs of
-        matmuls without batch dimensions and recomputes the rest (Korthikanti et al. 2022, section 5).
+      remat: what is computed again in the backward pass.
 
     Returns:
       x after the last layer, the tuple of new caches or None, and the metrics of all layers added up.
@@ -117,15 +122,18 @@ class Stack:
     metrics, updated, first = {}, [], 0
     for name, segment in zip(self.names, self.segments):
       here = slice(first, first + segment.num_layers)
-      layers = [_remat(self._layer(scope), remat, unrolled) for scope, _ in _blocks(name, segment)]
+      layers = [self.layer(scope, remat, prevent_cse=unrolled) for scope, _ in _blocks(name, segment)]
       own_keys = None if keys is None else keys[here]
-      if unrolled:
-        own_caches = None if caches is None else caches[here]
-        x, new_caches, new = _unroll(layers, params[name], x, context, own_keys, own_caches)
+      loop = functools.partial(_unroll if unrolled else _scan, layers)
+      if caches is not None:
+        x, found, new_caches = loop(params[name], x, context, own_keys, caches[here])
         updated += new_caches
+      elif schedule := ax.schedule():
+        x, found = _in_stages(loop, params[name], x, context, own_keys, schedule)
       else:
-        x, new = _scan(layers, params[name], x, context, own_keys)
-      metrics = metrics_lib.add(metrics, new)
+        x, found, _ = loop(params[name], x, context, own_keys)
+      for of_block in found:
+        metrics = metrics_lib.add(metrics, metrics_lib.of_repeats(of_block))
       first = here.stop
     return x, None if caches is None else tuple(updated), metrics
 
@@ -143,10 +151,14 @@ class Stack:
       for scope, spec in _blocks(name, segment)
     }
 
-  def _layer(self, scope):
-    """The block as a pure function `layer(params, x, context, key, cache) -> (x, cache, metrics)`."""
+  def layer(self, scope: str, remat: Remat = KEEP_ALL, *, prevent_cse: bool = True):
+    """The block of a scope as a pure function `layer(params, x, context, key, cache) -> (x, cache, metrics)`."""
     graph = self._graphs[scope]
-    return lambda params, x, context, key, cache: nnx.merge(graph, params)(x, context, key, cache)
+
+    def layer(params, x, context, key, cache):
+      return remat.applied(nnx.merge(graph, params), prevent_cse)(x, context, key, cache)
+
+    return layer
 
 
 def unstack(tree) -> tuple:
@@ -187,30 +199,48 @@ def _split(tree, size: int) -> list:
 def _scan(layers, params, x, context, keys):
   def repeat(x, slices):
     params, keys = slices
-    metrics = {}
+    found = []
     for j, (layer, own) in enumerate(zip(layers, _split(params, len(layers)))):
-      x, _, new = layer(own, x, context, None if keys is None else keys[j], None)
-      metrics = metrics_lib.add(metrics, new)
-    return x, metrics
+      x, _, metrics = layer(own, x, context, None if keys is None else keys[j], None)
+      found.append(metrics)
+    return x, found
 
   keys = None if keys is None else keys.reshape(-1, len(layers))
-  x, stacked = jax.lax.scan(repeat, x, (params, keys))
-  return x, metrics_lib.summed(stacked)
+  return *jax.lax.scan(repeat, x, (params, keys)), None
 
 
-def _unroll(layers, params, x, context, keys, caches):
+def _in_stages(loop, params, x, context, keys, schedule):
+  """The repeats cut into the stages of a pipeline, each of which is looped over."""
+  keys = None if keys is None else keys.reshape(schedule.stages, -1)
+  # What of the context belongs to the rows of text goes with them; all else, such as a bias by distance, has another
+  # leading dimension, which is 1.
+  is_of_rows = lambda leaf: leaf.ndim > 0 and len(leaf) == len(x)
+  of_rows = jax.tree.map(lambda leaf: leaf if is_of_rows(leaf) else None, context)
+  of_all = jax.tree.map(lambda leaf: None if is_of_rows(leaf) else leaf, context)
+
+  def stage(params, x, of_rows, shared, number):
+    of_all, keys = shared
+    context = jax.tree.map(lambda own, all_: all_ if own is None else own, of_rows, of_all, is_leaf=lambda v: v is None)
+    return loop(params, x, context, None if keys is None else keys[number])[:2]
+
+  x, found = ax.through_stages(stage, params, x, of_rows, (of_all, keys))
+  return x, jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:]), found)
+
+
+def _unroll(layers, params, x, context, keys, caches=None):
   """Each block is traced once: all its repeats are calls of one jaxpr, by which a transformation knows them again."""
   layers = [_jitted(layer) for layer in layers]
   repeats = params if isinstance(params, tuple) else unstack(params)
   flat = [(layer, own) for repeat in repeats for layer, own in zip(layers, _split(repeat, len(layers)))]
-  metrics, updated = {}, []
+  found, updated = [], []
   for i, (layer, own) in enumerate(flat):
     x = _formed_once(x) if caches is None else x
     key, cache = (None if values is None else values[i] for values in (keys, caches))
-    x, cache, new = layer(own, x, context, key, cache)
-    metrics = metrics_lib.add(metrics, new)
+    x, cache, metrics = layer(own, x, context, key, cache)
+    found.append(metrics)
     updated.append(cache)
-  return x, updated, metrics
+  of_blocks = [found[j :: len(layers)] for j in range(len(layers))]
+  return x, [jax.tree.map(lambda *values: jnp.stack(values), *of_block) for of_block in of_blocks], updated
 
 
 def _jitted(function):
@@ -229,11 +259,3 @@ def _formed_once(x):
 
 
 _formed_once.defvjp(lambda x: (x, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),))
-
-
-def _remat(layer, remat, unrolled):
-  if remat == 'none':
-    return layer
-  policies = ad_checkpoint.checkpoint_policies
-  policy = policies.nothing_saveable if remat == 'full' else policies.dots_with_no_batch_dims_saveable
-  return jax.checkpoint(layer, policy=policy, prevent_cse=unrolled)

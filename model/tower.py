@@ -12,6 +12,7 @@ from model import positions as pos
 from model.block import Block
 from model.context import Cache, Context, for_self_attention
 from model.pattern import segments
+from model.remat import Remat
 from model.stack import Stack, logical_axes
 from model.stream import Stream, Visibility
 from parallel import axes as ax
@@ -86,7 +87,7 @@ class Tower:
       layer_keys,
       None if cache is None else cache.layers,
       layer_loop=self.config.layer_loop,
-      remat=self.config.remat,
+      remat=Remat.of(self.config),
     )
     if cache is not None:
       cache = cache.extended(caches, context.queries)

@@ -2,7 +2,15 @@
 
 from parallel.compiling import compile_evaluation, compile_step
 from parallel.mesh import AXES, check_mesh, make_mesh
-from parallel.rules import Layout, batch_shardings, describe, parameter_shardings, place_gradients, state_shardings
+from parallel.rules import (
+  Layout,
+  batch_shardings,
+  describe,
+  make_layout,
+  parameter_shardings,
+  place_gradients,
+  state_shardings,
+)
 
 __all__ = [
   'AXES',
@@ -12,8 +20,9 @@ __all__ = [
   'compile_evaluation',
   'compile_step',
   'describe',
-  'place_gradients',
+  'make_layout',
   'make_mesh',
   'parameter_shardings',
+  'place_gradients',
   'state_shardings',
 ]

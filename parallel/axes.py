@@ -9,16 +9,17 @@ device, `constrain` does nothing and `on_each_device` is the function itself, so
 import contextlib
 import contextvars
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from parallel import exchange
+from parallel import exchange, pipeline
 from parallel.head_exchange import AllToAll
 from parallel.lookup import lookup as lookup_on_device
 from parallel.ring import Ring
-from parallel.rules import Layout, mesh_axes
+from parallel.rules import Layout, manual_axes, mesh_axes
 
 BATCH = 'batch'
 LENGTH = 'length'  # of what attention and feed-forward read
@@ -58,6 +59,7 @@ class Used:
 class _Active:
   layout: Layout
   on_device: bool = False  # inside a function that runs on each device's part
+  microbatch: jax.Array | None = None  # inside a stage of a pipeline: which one is computed
 
   @property
   def mesh(self):
@@ -122,12 +124,20 @@ def on_each_device(function, in_axes: tuple, out_axes):
   def on_whole(*arguments):
     in_specs = tuple(_specs(active, axes, argument) for axes, argument in zip(in_axes, arguments, strict=True))
 
-    def on_part(*parts):
-      with _activated(dataclasses.replace(active, on_device=True)):
+    def on_part(microbatch, *parts):
+      with _activated(dataclasses.replace(active, on_device=True, microbatch=microbatch)):
         return function(*parts)
 
-    out_specs = jax.tree.map(active.spec, out_axes, is_leaf=_is_axes)
-    return jax.shard_map(on_part, mesh=active.mesh, in_specs=in_specs, out_specs=out_specs)(*arguments)
+    free = set(active.mesh.axis_names) - set(manual_axes(active.mesh))
+    return jax.shard_map(
+      on_part,
+      mesh=active.mesh,
+      in_specs=(PartitionSpec(), *in_specs),
+      out_specs=jax.tree.map(active.spec, out_axes, is_leaf=_is_axes),
+      axis_names=free,
+      # It cannot state how residuals vary over axes that are manual around it.
+      check_vma=len(free) == len(active.mesh.axis_names),
+    )(active.microbatch, *arguments)
 
   return on_whole
 
@@ -182,8 +192,21 @@ def attention_exchange(kind: str):
 def offset(axis: str, local_size: int) -> jax.Array:
   """Inside `on_each_device`: the global index, int32, of this device's first element along a logical axis of an
   activation, of which it holds `local_size` elements; elsewhere 0."""
-  names = split_over(axis)
-  return jax.lax.axis_index(names) * local_size if names else jnp.int32(0)
+  names, active = split_over(axis), _active.get()
+  index = jax.lax.axis_index(names) if names else jnp.int32(0)
+  if axis == BATCH and active is not None and active.microbatch is not None:
+    index = index * active.layout.microbatches + active.microbatch
+  return index * local_size
+
+
+def rows(number: int) -> jax.Array:
+  """The global indices, int32, of the `number` rows of text that activations have here: inside `on_each_device` those
+  of its part, inside a stage of a pipeline those of the microbatch."""
+  active, places = _active.get(), jnp.arange(number, dtype=jnp.int32)
+  if active is None or active.on_device or active.microbatch is None:
+    return offset(BATCH, number) + places
+  own = number // _row_shards(active)
+  return (places // own * active.layout.microbatches + active.microbatch) * own + places % own
 
 
 def sum_over(axis: str | Axes, x: jax.Array) -> jax.Array:
@@ -222,6 +245,52 @@ def lookup(table: jax.Array, axes: Axes, ids_BxL: jax.Array) -> jax.Array:
 
   in_axes = Stored(axes), (BATCH, of_ids)
   return on_each_device(on_device, in_axes, (BATCH, RESIDUAL_LENGTH, EMBED))(table, ids_BxL)
+
+
+def schedule() -> pipeline.Schedule | None:
+  """Of the stages of a stack, where devices hold its layers one after the other; None where each holds all."""
+  active = _active.get()
+  return None if active is None or active.microbatch is not None else active.layout.schedule
+
+
+def through_stages(stage, params, x, of_rows, shared):
+  """Applies layers that the devices hold one after the other to microbatches of rows; needs a `schedule`.
+
+  Args:
+    stage: as for `pipeline.run`, without the number of the microbatch, which `rows` and `offset` know.
+    params: pytree of arrays [layers, ...].
+    x: array [B, ...], what flows through.
+    of_rows: pytree of arrays [B, ...] that go with it.
+    shared: pytree of arrays that are the same for all rows.
+
+  Returns:
+    x after the last layer, and the sums of each stage over the microbatches, [stages, ...].
+
+  Raises:
+    ValueError: the rows cannot be cut into the microbatches.
+  """
+  active = _active.get()
+  layout, mesh = active.layout, active.mesh
+
+  def on_microbatch(params, x, of_rows, shared, number, microbatch):
+    inside = dataclasses.replace(layout, mesh=jax.sharding.get_abstract_mesh())
+    with _activated(_Active(inside, microbatch=microbatch)):
+      return stage(params, x, of_rows, shared, number)
+
+  shards = _row_shards(active) // layout.schedule.devices
+  if len(x) % (shards * layout.microbatches):
+    raise ValueError(
+      f'{len(x)} rows of text cannot be cut into mesh.microbatches={layout.microbatches} on each of {shards} shards; '
+      f'use a multiple of {shards * layout.microbatches} rows, or fewer microbatches'
+    )
+  cut = lambda values: jax.tree.map(lambda array: pipeline.cut(array, shards, layout.schedule, mesh), values)
+  x, sums = pipeline.run(on_microbatch, params, cut(x), cut(of_rows), shared, layout.schedule, mesh)
+  return pipeline.join(x, shards), sums
+
+
+def _row_shards(active) -> int:
+  """The number of parts that the devices hold of the rows."""
+  return math.prod(active.mesh.shape[name] for name in mesh_axes(active.spec((BATCH,))[0]))
 
 
 def _mesh_axes(axes):

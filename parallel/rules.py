@@ -10,7 +10,9 @@ import dataclasses
 import math
 
 import jax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from parallel.pipeline import Schedule
 
 Rules = dict[str, tuple[str, ...]]
 
@@ -36,7 +38,7 @@ _ZERO_AXES = ('fsdp',)
 _ZERO_ORDER = ('mlp', 'heads', 'kv_heads', 'vocab', 'head_dim', 'rank', 'length', 'experts', 'scores', 'load')
 
 _ACTIVATIONS: Rules = {
-  'batch': ('data', 'fsdp', 'expert'),
+  'batch': ('data', 'fsdp', 'expert', 'pipeline'),  # inside a stage of a pipeline without the last
   'length': ('sequence',),
   'residual_length': ('sequence',),
   'embed': (),
@@ -62,13 +64,20 @@ class Layout:
       moving averages, from 2 gradients too, at 3 parameters too.
     sequence_parallel: whether what norms, dropout and residual additions read is split along the length over `tensor`
       (Korthikanti et al. 2022, section 4.2.2).
+    microbatches: that rows are cut into in a pipeline; 0 = as many as it has devices.
+    pipeline_rounds: how often a microbatch goes round in it, see `Schedule`.
   """
 
   mesh: Mesh | AbstractMesh
   zero_stage: int = 0
   sequence_parallel: bool = False
+  microbatches: int = 0
+  pipeline_rounds: int = 1
 
   def __post_init__(self):
+    if not self.microbatches:
+      object.__setattr__(self, 'microbatches', self.mesh.shape['pipeline'])
+    self._check_pipeline()
     if self.zero_stage not in ZERO_STAGES:
       raise ValueError(
         f'zero_stage={self.zero_stage} does not exist; set zero_stage to one of {ZERO_STAGES}: 0 splits nothing over '
@@ -108,6 +117,8 @@ class Layout:
 
   def used_spec(self, axes: tuple, shape: tuple[int, ...], name: str = 'a parameter') -> PartitionSpec:
     """How a parameter is split while a layer uses it. Arguments and errors as `parameter_spec`."""
+    if self.schedule and 'layers' in axes:
+      self._check_stages(shape[axes.index('layers')], name)
     return _spec(axes, shape, _PARAMETERS, self.mesh, name)
 
   def sharding(self, spec: PartitionSpec) -> NamedSharding:
@@ -119,14 +130,55 @@ class Layout:
     return math.prod(self.mesh.shape[name] for name in mesh_axes(self.activation_spec((axis,))[0]))
 
   @property
+  def schedule(self) -> Schedule | None:
+    """Of the pipeline; None without one."""
+    devices = self.mesh.shape['pipeline']
+    return Schedule(devices, self.microbatches, self.pipeline_rounds) if devices > 1 else None
+
+  @property
   def data_parallel_size(self) -> int:
-    """The number of shards that the rows of a batch are split into."""
-    return self.parts('batch')
+    """The number of parts that the rows of a batch are cut into: over devices, and further where more microbatches than
+    devices are in a pipeline."""
+    return self.parts('batch') * self.microbatches // self.mesh.shape['pipeline']
+
+  def _check_stages(self, repeats, name):
+    schedule = self.schedule
+    if repeats % schedule.stages:
+      fitting = ', '.join(str(n) for n in range(2, repeats + 1) if repeats % n == 0) or 'none'
+      raise ValueError(
+        f'{name}: the layers repeat {repeats} times, which do not divide into the {schedule.stages} stages of '
+        f'mesh.pipeline={schedule.devices} times mesh.pipeline_rounds={schedule.rounds}; choose these so that their '
+        f'product is one of {fitting}, or another model.num_layers'
+      )
+
+  def _check_pipeline(self):
+    devices, given = self.mesh.shape['pipeline'], f'mesh.pipeline={self.mesh.shape["pipeline"]}'
+    if devices == 1 and (self.microbatches > 1 or self.pipeline_rounds > 1):
+      raise ValueError(
+        f'mesh.microbatches={self.microbatches} and mesh.pipeline_rounds={self.pipeline_rounds} are of a pipeline, '
+        f'and {given} makes none; set mesh.pipeline to a number of devices, or mesh.microbatches=0 and '
+        'mesh.pipeline_rounds=1 (optimizer.accumulation_steps cuts a batch without a pipeline)'
+      )
+    if self.microbatches % devices:
+      raise ValueError(
+        f'mesh.microbatches={self.microbatches} must be a multiple of {given}; for example '
+        f'--config.mesh.microbatches={-(-self.microbatches // devices) * devices}'
+      )
 
   @property
   def length_shards(self) -> int:
     """What the length of rows must be a multiple of."""
     return self.parts('residual_length')
+
+
+def make_layout(mesh_config, mesh: Mesh | AbstractMesh, zero_stage: int = 0) -> Layout:
+  """The layout of a config over its mesh. Raises ValueError where its values do not go together."""
+  return Layout(mesh, zero_stage, mesh_config.sequence_parallel, mesh_config.microbatches, mesh_config.pipeline_rounds)
+
+
+def manual_axes(mesh) -> tuple[str, ...]:
+  """The axes of a mesh that are split by hand, inside a function on each of their devices."""
+  return tuple(name for name, type_ in zip(mesh.axis_names, mesh.axis_types) if type_ == AxisType.Manual)
 
 
 def mesh_axes(entry) -> tuple[str, ...]:
@@ -251,7 +303,7 @@ def _spec(axes, shape, rules: Rules, mesh, name: str) -> PartitionSpec:
   for dimension, axis in enumerate(axes):
     if axis is not None and axis not in rules:
       raise ValueError(f'{name}: no sharding rule for logical axis {axis!r}; rules exist for {sorted(rules)}')
-    names = rules[axis] if axis is not None else ()
+    names = tuple(name for name in rules.get(axis, ()) if name not in manual_axes(mesh))
     parts = math.prod(mesh.shape[mesh_axis] for mesh_axis in names)
     if shape is not None and shape[dimension] % parts:
       if axis not in _GIVE_WAY:

@@ -10,6 +10,7 @@ from precision.interpreter import Interpreter
 from precision.policy import BFLOAT16, FLOAT32, Policy, is_lookup
 
 KEPT = 'residual'  # the name of what the backward pass finds again; all else between is computed anew
+PRODUCT = 'product'  # the name of a linear layer's output
 _REDUCTIONS = frozenset({'reduce_sum', 'reduce_max'})
 
 
@@ -94,6 +95,8 @@ def _sent(policy, site):
 
 def _name(policy, site):
   (value,) = site.inputs
+  if site.eqn.params['name'] == PRODUCT and policy.rule(site.path) == BFLOAT16:
+    return [value]  # kept as it was rounded
   if site.eqn.params['name'] == KEPT and value.dtype == jnp.float32 and policy.rule(site.path) == BFLOAT16:
     return [_kept(value).astype(value.dtype)]
   return site.bind()

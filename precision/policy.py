@@ -36,6 +36,12 @@ class Policy:
     highest = eqn.primitive.name == 'dot_general' and eqn.params['precision'] == (lax.Precision.HIGHEST,) * 2
     return FLOAT32 if highest else self.rule(path)
 
+  def within(self, fn, *args) -> 'Policy':
+    """The policy without the patterns that match no matrix product of `fn(*args)`, a part of what it is for."""
+    found = [path for path, _ in products(jax.make_jaxpr(fn)(*args).jaxpr)]
+    matches = lambda pattern: any(paths.matches(pattern, path) for path in found)
+    return Policy(tuple((pattern, rule) for pattern, rule in self.rules if pattern == '*' or matches(pattern)))
+
   def check(self, jaxpr) -> None:
     """Raises ValueError where a pattern matches no matrix product of a jaxpr."""
     found = {path for path, _ in products(jaxpr)}

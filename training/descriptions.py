@@ -3,6 +3,7 @@
 import jax
 
 import data
+import parallel
 from training.program import Program
 
 
@@ -19,11 +20,13 @@ def of_data(dataset: data.Dataset) -> str:
 
 
 def of_program(config, program: Program) -> str:
-  """What will be trained and where, in one line."""
+  """What will be trained and where, in a line or two."""
   mesh = ' x '.join(f'{name} {size}' for name, size in program.mesh.shape.items() if size > 1) or 'one device'
   trained = sum(leaf.size for leaf in jax.tree.leaves(program.task.trained(program.abstract_state.params)))
   share = '' if trained == program.model.num_params else f' ({trained / 1e6:.2f}M trained)'
+  schedule = parallel.make_layout(config.mesh, program.mesh, config.zero_stage).schedule
   return (
     f'model: {program.model.num_params / 1e6:.2f}M parameters{share}, {program.lengths.run:,} steps of '
     f'{config.data.batch_tokens:,} tokens, {config.precision.dtype}, {jax.default_backend()}, {mesh}'
+    + (f'\n{schedule.describe()}' if schedule else '')
   )

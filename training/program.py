@@ -11,6 +11,7 @@ import model as model_lib
 import objectives
 import parallel
 import precision
+from model.remat import Remat
 from training import durations, losses, optimizers, trainable
 from training.state import TrainState, init_state
 from training.step import make_step
@@ -74,6 +75,8 @@ def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device
   """
   lengths = resolve_lengths(config, epoch_steps)
   model = model_lib.create(config.model)
+  layout = parallel.make_layout(config.mesh, parallel.make_mesh(config.mesh, devices), config.zero_stage)
+  Remat.of(config.model).check_backend(layout.mesh.devices.flat[0].platform)
   task = objectives.make_task(objectives.create(config.objective), model)
   task = dataclasses.replace(task, loss=precision.apply(config.precision, task.loss))
   task = trainable.freeze(task, config.optimizer.frozen)
@@ -84,7 +87,6 @@ def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device
     warmup_steps=lengths.warmup,
     decay_steps=lengths.decay,
   )
-  layout = parallel.Layout(parallel.make_mesh(config.mesh, devices), config.zero_stage, config.mesh.sequence_parallel)
   step = make_step(
     losses.with_penalties(task, config.optimizer),
     optimizer,

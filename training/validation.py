@@ -7,6 +7,7 @@ import jax
 import model
 import objectives
 import parallel
+import precision
 from data import augmentation, corpora, packing
 from data.tokenizers import training as tokenizer_training
 from parallel import axes
@@ -24,8 +25,7 @@ def validate(config, device_count: int) -> None:
     model.check(config.model)
     objectives.check(config.objective, config.model.family, config.data.corpus)
     _check_data(config)
-    mesh = parallel.check_mesh(config.mesh, device_count)
-    layout = parallel.Layout(mesh, config.zero_stage, config.mesh.sequence_parallel)
+    layout = parallel.make_layout(config.mesh, parallel.check_mesh(config.mesh, device_count), config.zero_stage)
     _check_batch(config, layout)
     _check_schedule(config)
     _check_layout(config, layout)
@@ -128,9 +128,18 @@ def _check_layout(config, layout) -> None:
     model_config.max_length = model_config.max_length or config.data.sequence_length
   created = model.create(model_config)
   params = jax.eval_shape(created.init, jax.random.key(0))
+  _check_modules(config.model.remat_modules, params)
   parallel.parameter_shardings(params, created.logical_axes(), layout)
   task = objectives.make_task(objectives.create(config.objective), created)
   task = trainable.freeze(task, config.optimizer.frozen)
   trainable.scale_updates(config.optimizer.learning_rate_scale, task.trained(task.logical_axes)).init(
     task.trained(params)
   )
+
+
+def _check_modules(patterns, params) -> None:
+  """Refuses patterns that select no module of a stack."""
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  modules = [jax.tree_util.keystr(path[:-1], simple=True, separator='/') for path, _ in leaves]
+  of_stacks = [module[module.index('layers') :] for module in modules if 'layers' in module]
+  precision.paths.select(patterns, of_stacks, 'model.remat_modules')

@@ -15,7 +15,7 @@ from configs import base, values
 from data import corpora
 from data.tokenizers import base as tokenizers_base
 from data.tokenizers import training as tokenizer_training
-from model import attention, block, families, feed_forward, layers, positions, routing, stack
+from model import attention, block, families, feed_forward, layers, positions, remat, routing, stack
 from pallas_kernels import grouped
 from parallel import axes, rules
 from precision.policy import RULES
@@ -53,7 +53,7 @@ def refusal(path, value):
     ('model.attention.bias', attention.BIASES),
     ('model.init', layers.INITS),
     ('model.layer_loop', stack.LAYER_LOOPS),
-    ('model.remat', stack.REMATS),
+    ('model.remat', remat.KINDS),
     ('model.attention.implementation', ('auto', *importlib.import_module('pallas_kernels.attention')._IMPLEMENTATIONS)),
     ('model.attention.context_parallel', tuple(axes.ATTENTION_EXCHANGES)),
     ('model.moe.router', routing.ROUTERS),

@@ -118,8 +118,9 @@ def test_scan_unroll_and_remat_are_the_same_function():
     return jnp.sum(jnp.sin(hidden(model, params, plain(2, 12), jax.random.key(7))))
 
   results = []
-  for layer_loop, remat in itertools.product(('scan', 'unroll'), ('none', 'full', 'selective')):
-    model = model_lib.create(tiny(layer_loop=layer_loop, remat=remat, **dropout))
+  remats = {'remat': 'none'}, {'remat': 'full'}, {'remat': 'selective', 'remat_modules': ('*/mlp', '*/query')}
+  for layer_loop, remat in itertools.product(('scan', 'unroll'), remats):
+    model = model_lib.create(tiny(layer_loop=layer_loop, **remat, **dropout))
     results.append(jax.jit(jax.value_and_grad(functools.partial(objective, model)))(params))
   expected = results[0]
   for result in results[1:]:

@@ -11,6 +11,7 @@ from flax import nnx
 import model as model_lib
 from configs import base
 from model import Metric, Stream, layers, metrics, pattern, stack
+from model.remat import Remat
 
 LENGTH = 12
 
@@ -183,7 +184,7 @@ def test_metrics_of_all_layers_are_added_up(layer_loop, remat):
   assert toys.logical_axes()['layers']['block_1']['scale'] == ('layers', 'embed')
 
   def run(params, x):
-    x, caches, found = toys.run(params, x, jnp.float32(2.0), layer_loop=layer_loop, remat=remat)
+    x, caches, found = toys.run(params, x, jnp.float32(2.0), layer_loop=layer_loop, remat=Remat(remat))
     assert caches is None
     return x.sum(), (x, found)
 

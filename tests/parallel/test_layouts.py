@@ -20,6 +20,9 @@ ALONE = {
   'zero 3': {'fsdp': 8, 'zero_stage': 3},
   'tensor': {'tensor': 4},
   'sequence parallel': {'tensor': 4, 'sequence_parallel': True},
+  'pipeline': {'pipeline': 2},
+  'pipeline of 4': {'pipeline': 4, 'microbatches': 8, 'num_layers': 4},
+  'pipeline in rounds': {'pipeline': 2, 'pipeline_rounds': 2, 'num_layers': 4},
 }
 CONTEXT = {
   'sequence 2': {'sequence': 2},
@@ -38,10 +41,14 @@ PAIRS = {
   'data, fsdp, zero 2': {'data': 2, 'fsdp': 4, 'zero_stage': 2},
   'data, tensor': {'data': 4, 'tensor': 2},
   'fsdp, tensor': {'fsdp': 4, 'tensor': 2, 'zero_stage': 3},
+  'pipeline, data': {'pipeline': 2, 'data': 2, 'microbatches': 4},
+  'pipeline, tensor': {'pipeline': 2, 'tensor': 2},
+  'pipeline, fsdp': {'pipeline': 2, 'fsdp': 2, 'zero_stage': 3},
   'fsdp, sequence parallel': {'fsdp': 2, 'tensor': 4, 'sequence_parallel': True, 'zero_stage': 3},
 }
 TRIPLES = {
   'data, fsdp, tensor': {'data': 2, 'fsdp': 2, 'tensor': 2, 'zero_stage': 3, 'sequence_parallel': True},
+  'pipeline, fsdp, tensor': {'pipeline': 2, 'fsdp': 2, 'tensor': 2, 'zero_stage': 3, 'sequence_parallel': True},
   'slices': {'data': 2, 'fsdp': 2, 'tensor': 2, 'zero_stage': 1, 'slices': 2},
 }
 ACCUMULATED = {'data, accumulated': {'data': 2, 'fsdp': 2, 'zero_stage': 2, 'accumulation_steps': 2}}
@@ -55,6 +62,7 @@ QUICK = [
   ('encoder_decoder', 'tensor'),
   ('moe', 'data, accumulated'),
   ('decoder', 'sequence, tensor'),
+  ('decoder', 'pipeline'),
 ]
 _LAYOUTS = ALONE | CONTEXT | PAIRS | TRIPLES | ACCUMULATED
 _SLOW = [
@@ -74,6 +82,7 @@ def changes(layout: str) -> dict:
     'zero_stage': 'zero_stage',
     'accumulation_steps': 'optimizer__accumulation_steps',
     'context_parallel': 'model__attention__context_parallel',
+    'num_layers': 'model__num_layers',
   }
   return {top.get(key, f'mesh__{key}'): value for key, value in _LAYOUTS[layout].items()}
 
@@ -82,7 +91,7 @@ def changes(layout: str) -> dict:
 def test_a_layout_gives_what_one_device_gives(stack, layout, capfd):
   chosen = changes(layout)
   # Each microbatch drops out what its key says, so their number is part of what is computed.
-  expected = cells.baseline(stack, **{key: chosen[key] for key in chosen if key.startswith('optimizer')})
+  expected = cells.baseline(stack, **{key: chosen[key] for key in chosen if key.startswith(('optimizer', 'model__num'))})
   built = cells.build(stack, **chosen)
   assert built.mesh.size > 1
   got = cells.run(built)

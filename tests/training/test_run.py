@@ -205,7 +205,7 @@ def gradients(config):
   shardings = jax.tree.map(lambda leaf: leaf.sharding, compiled.abstract_state.params)
   gradient = parallel.compile_evaluation(
     lambda params, batch: jax.grad(compiled.task.loss, has_aux=True)(params, batch, None)[0],
-    parallel.Layout(compiled.mesh, config.zero_stage, config.mesh.sequence_parallel),
+    parallel.make_layout(config.mesh, compiled.mesh, config.zero_stage),
     shardings,
     compiled.batch_shardings,
   )

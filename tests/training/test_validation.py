@@ -36,6 +36,9 @@ def test_what_can_run_passes(overrides):
   [
     (['model.num_heads=3'], 'model.num_heads=3 does not divide model.embed_dim=64; choose heads that divide it'),
     (['model.num_kv_heads=3'], 'model.num_kv_heads=3 does not divide model.num_heads=4'),
+    (['model.remat=full', "model.remat_modules=('*/mlpp',)"], "model.remat_modules: '*/mlpp' matches nothing; did"),
+    (['mesh.pipeline=4', 'mesh.pipeline_rounds=3'], 'do not divide into the 12 stages of mesh.pipeline=4 times'),
+    (['mesh.pipeline=2', 'mesh.microbatches=3'], 'must be a multiple of mesh.pipeline=2; for example'),
     (['model.head_dim=15'], 'set an even model.head_dim'),
     (['model.positions=learned', 'model.max_length=32'], 'set model.max_length=0 for as many'),
     (['data.corpus=text'], 'corpus text needs data.path: --config.data.path=FILE'),

@@ -1,5 +1,6 @@
-"""Layout of a run over devices: mesh, sharding rules, compilation."""
+"""Layout of a run over devices and processes: mesh, sharding rules, compilation, hosts."""
 
+from parallel import hosts
 from parallel.compiling import compile_evaluation, compile_step
 from parallel.mesh import check_mesh, make_mesh
 from parallel.rules import Layout, batch_shardings, describe, gradient_shardings, parameter_shardings, state_shardings
@@ -11,6 +12,7 @@ __all__ = [
   'compile_evaluation',
   'compile_step',
   'describe',
+  'hosts',
   'gradient_shardings',
   'make_mesh',
   'parameter_shardings',

@@ -64,6 +64,17 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
       f'the processes of this run ({method if missing else coordinator}) did not come together: {error}. Give each '
       '--coordinator=HOST:PORT --num_processes=N --process_id=I; or --num_processes=1 to run alone'
     ) from error
+  sys.excepthook = _ending(sys.excepthook)
+
+
+def _ending(show):
+  """An excepthook that ends the process: a regular end would wait five minutes for the others."""
+
+  def hook(*error):
+    show(*error)
+    _end(1)
+
+  return hook
 
 
 def launcher(environment: Mapping[str, str], sys_devices: str = '/sys/bus/pci/devices') -> str | None:

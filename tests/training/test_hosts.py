@@ -30,7 +30,7 @@ def arguments(tmp_path_factory):
     'data.path': path,
     'data.document': 'blank-line',
     'data.tokenizer': 'sentencepiece-bpe',
-    'data.vocab_size': 128,
+    'data.vocab_size': 300,
     'data.validation_fraction': 0.2,
     'data.sequence_length': 16,
     'data.batch_tokens': 256,

@@ -45,9 +45,7 @@ def get_config(variant: str = '') -> Group:
   config = _group()
   config.seed = count(0, at_most=2**31 - 1)  # initialisation, data order and dropout all follow from it
   config.init_from = text('')  # run directory whose parameters start this run; '' = random initialisation
-  config.zero_stage = choice(
-    0, 1, 2, 3
-  )  # over mesh.fsdp: 1 = the optimizer state, 2 = gradients too, 3 = parameters too
+  config.zero_stage = choice(0, 1, 2, 3)  # over mesh.fsdp: 1 = optimizer state, 2 = gradients too, 3 = parameters too
   config.model = _model()
   config.data = _data()
   config.objective = _objective()

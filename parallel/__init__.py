@@ -2,10 +2,11 @@
 
 from parallel import hosts
 from parallel.compiling import compile_evaluation, compile_step
-from parallel.mesh import check_mesh, make_mesh
-from parallel.rules import Layout, batch_shardings, describe, gradient_shardings, parameter_shardings, state_shardings
+from parallel.mesh import AXES, check_mesh, make_mesh
+from parallel.rules import Layout, batch_shardings, describe, parameter_shardings, place_gradients, state_shardings
 
 __all__ = [
+  'AXES',
   'Layout',
   'batch_shardings',
   'check_mesh',
@@ -13,8 +14,8 @@ __all__ = [
   'compile_step',
   'describe',
   'hosts',
-  'gradient_shardings',
   'make_mesh',
   'parameter_shardings',
+  'place_gradients',
   'state_shardings',
 ]

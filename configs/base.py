@@ -326,6 +326,9 @@ def _train():
   train.sample_tokens = count(64, at_least=1)  # new tokens a sample
   train.max_bad_steps = count(10, at_least=1)  # non-finite steps in a row before the run aborts
   train.early_stopping_patience = count(0)  # evaluations without a better validation loss before stopping; 0 = off
+  # Several processes: seconds without a finished step (the first one aside), batch of an evaluation or checkpoint,
+  # after which a process takes the others for lost and ends.
+  train.step_timeout = number(1800.0, at_least=0)  # 0 = never
   train.tensorboard = flag(True)  # write workdir/tensorboard
   return train
 

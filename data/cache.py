@@ -1,11 +1,15 @@
 """Where derived files are kept, and how they are written so that a killed process leaves no half file."""
 
 import contextlib
+import fcntl
+import logging
 import os
 import pathlib
 import shutil
 import uuid
 from collections.abc import Iterator
+
+_log = logging.getLogger(__name__)
 
 
 def cache_dir(data_config) -> pathlib.Path:
@@ -14,6 +18,22 @@ def cache_dir(data_config) -> pathlib.Path:
     return pathlib.Path(data_config.cache_dir).expanduser()
   home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   return pathlib.Path(home) / 'meshlm'
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: pathlib.Path) -> Iterator[None]:
+  """Lets one process at a time make `path`; the others wait here and find it made.
+
+  Processes on other hosts wait too where the file system locks across hosts; where it does not lock at all, each makes
+  its own.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path.parent / f'.{path.name}.lock', 'w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+      _log.warning('%s cannot be locked (%s): processes may prepare the same data at the same time', path, error)
+    yield
 
 
 @contextlib.contextmanager

@@ -193,11 +193,11 @@ def build(rows: Rows, ids: np.ndarray, stream) -> Batch:
   rank = _ranges(num_pieces)
   pieces = np.repeat(first, num_pieces) + rank
   lengths = rows.lengths[pieces]
-  before = np.cumsum(lengths) - lengths
-  row_before = np.repeat(before[np.minimum(np.cumsum(num_pieces) - num_pieces, len(before) - 1)], num_pieces)
+  before = np.concatenate([[0], np.cumsum(lengths)])  # rows of padding behind the last piece begin at its end
+  row_before = np.repeat(before[np.cumsum(num_pieces) - num_pieces], num_pieces)
   row_starts = np.repeat(np.arange(len(ids)) * rows.row_length, num_pieces)
   positions = _ranges(lengths)
-  slots = np.repeat(row_starts + before - row_before, lengths) + positions
+  slots = np.repeat(row_starts + before[:-1] - row_before, lengths) + positions
   batch = {name: np.zeros((len(ids), rows.row_length), np.int32) for name in ('tokens', 'segment_ids', 'positions')}
   batch['tokens'].reshape(-1)[slots] = stream(np.repeat(rows.starts[pieces], lengths) + positions)
   batch['segment_ids'].reshape(-1)[slots] = np.repeat(rank + 1, lengths)

@@ -38,21 +38,35 @@ def build_rows(split: Split, rows: Rows, ids: np.ndarray) -> Batch:
 
 
 def train_batches(
-  dataset: Dataset, rows: int, seed: int, examples: Examples = raw, random_crop: bool = False
+  dataset: Dataset,
+  rows: int,
+  seed: int,
+  examples: Examples = raw,
+  random_crop: bool = False,
+  own_rows: np.ndarray | None = None,
 ) -> 'Batches':
   """An endless iterator over batches of `rows` rows, in an order that follows from `seed`.
 
   `examples` makes the batch of raw rows, in the iterator's own thread. The numbers it gets for each row do not depend
   on how many rows a batch has. `random_crop` takes pieces of long documents from random places, see
-  `augmentation.crop`.
+  `augmentation.crop`. Of each batch only the rows `own_rows` are read and made, those of one process of several; None:
+  all.
   """
-  return Batches(dataset, rows, seed, examples, random_crop)
+  return Batches(dataset, rows, seed, examples, random_crop, own_rows)
 
 
 class Batches:
   """Iterator over training batches, see `train_batches`."""
 
-  def __init__(self, dataset: Dataset, rows: int, seed: int, examples: Examples = raw, random_crop: bool = False):
+  def __init__(
+    self,
+    dataset: Dataset,
+    rows: int,
+    seed: int,
+    examples: Examples = raw,
+    random_crop: bool = False,
+    own_rows: np.ndarray | None = None,
+  ):
     import grain  # here, because it imports jax, which processes that only encode text can do without
 
     if rows < 1:
@@ -61,7 +75,7 @@ class Batches:
     order = _Order(dataset, rows, seed)
 
     def build_batch(item):
-      ids, epochs = item
+      ids, epochs = item if own_rows is None else (part[own_rows] for part in item)
       seeds = np.stack([np.full_like(ids, seed), epochs, ids], axis=1)
       if not random_crop:
         return examples(build_rows(dataset.train, joined, ids), seeds)
@@ -179,6 +193,7 @@ def eval_batches(
   max_batches: int = 0,
   examples: Examples = raw,
   target_length: int = 0,
+  own_rows: np.ndarray | None = None,
 ) -> Iterator[Batch]:
   """Batches over the whole of `split`, each target once, always the same; the last one is padded with segment 0.
 
@@ -190,10 +205,12 @@ def eval_batches(
     max_batches: stop after so many; 0 = the whole split. The rows are shuffled, so the first batches are a fair sample.
     examples: makes the batch of raw rows; it always gets the seed and the epoch 0.
     target_length: of pairs, tokens of a row of targets; 0 = `row_length`, which is that of the sources.
+    own_rows: those of each batch that are made; None: all.
   """
   packed = split.pack(row_length, packing, target_length)
   order = np.random.default_rng(0).permutation(len(packed))
   order = np.concatenate([order, np.full(-len(order) % rows, -1)]).reshape(-1, rows)
   for ids in order[: max_batches or None]:
+    ids = ids if own_rows is None else ids[own_rows]
     nothing = np.zeros_like(ids)
     yield examples(build_rows(split, packed, ids), np.stack([nothing, nothing, np.maximum(ids, 0)], axis=1))

@@ -68,10 +68,11 @@ def encode(
   """
   num_bytes, fingerprint = _measure(documents, tokenizer)
   path = pathlib.Path(directory) / fingerprint[:32]
-  if not (path.exists() and _is_whole(path)):
-    _write(path, [document.text for document in documents], num_bytes, tokenizer, num_workers, progress)
-  elif progress:
-    progress(int(num_bytes.sum()), int(num_bytes.sum()))
+  with cache.one_at_a_time(path):
+    if not (path.exists() and _is_whole(path)):
+      _write(path, [document.text for document in documents], num_bytes, tokenizer, num_workers, progress)
+    elif progress:
+      progress(int(num_bytes.sum()), int(num_bytes.sum()))
   return _open(path)
 
 

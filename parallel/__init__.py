@@ -1,5 +1,6 @@
-"""Layout of a run over devices: mesh, sharding rules, compilation."""
+"""Layout of a run over devices and processes: mesh, sharding rules, compilation, hosts."""
 
+from parallel import hosts
 from parallel.compiling import compile_evaluation, compile_step
 from parallel.mesh import AXES, check_mesh, make_mesh
 from parallel.rules import (
@@ -20,6 +21,7 @@ __all__ = [
   'compile_evaluation',
   'compile_step',
   'describe',
+  'hosts',
   'make_layout',
   'make_mesh',
   'parameter_shardings',

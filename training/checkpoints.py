@@ -2,20 +2,20 @@
 
 A checkpoint is the directory `<directory>/<step>/`. Orbax writes it under a temporary name and renames it, so a
 process killed at any moment leaves either all of it or none. Arrays are stored as a flat dict of leaf paths, so
-that any mesh, any sharding and any subset of the leaves can be restored. Orbax does not notice a flipped bit in
-array data: a CRC-32 of every array, and of the metadata itself, is stored beside them.
+that any mesh, any sharding and any subset of the leaves can be restored. Each process writes the shards of its
+devices and reads what its devices need; no array is ever gathered. Orbax does not notice a flipped bit in array data:
+a CRC-32 of every stored shard (`checksums/`), and of the metadata itself, is stored beside them. In checkpoints of
+before there is one of every array, in the metadata.
 
-Orbax is imported with the first save or restore, since that takes half a second.
+With several processes every one of them calls every method that writes, and the directory is one that all of them see.
 """
 
 import concurrent.futures
 import functools
 import json
-import logging
 import math
 import pathlib
 import shutil
-import zlib
 from collections.abc import Iterable, Mapping
 
 import jax
@@ -23,6 +23,7 @@ import numpy as np
 
 from training import arrays as arrays_lib
 from training import params as params_lib
+from training import sealed
 
 
 class CheckpointError(RuntimeError):
@@ -42,11 +43,12 @@ class Checkpoints:
       raise ValueError(f'keep_last is {keep_last}; at least 1 checkpoint must be kept to resume from')
     self.directory = pathlib.Path(directory).absolute()
     self._keep_last = keep_last
+    self._orbax = None
     self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='checkpoint')
     self._writing = None
 
   def save(self, step: int, state, metadata: dict, metric: float | None = None):
-    """Copies the state to the host, then writes it in the background; a step already there is left alone.
+    """Copies the state's shards to the host, then writes them in the background; a step already there is left alone.
 
     When this returns, the state's buffers may be donated. At most one write runs: a second call waits for the
     first. Call `wait` or `close` before the process ends, or the last checkpoint is lost.
@@ -58,16 +60,29 @@ class Checkpoints:
       metric: validation loss at this step, if known; the checkpoint with the lowest is kept.
 
     Raises:
-      CheckpointError: an earlier write failed (a full disk shows here, or at `wait`).
-      TypeError: the metadata is not JSON-able.
+      CheckpointError: it cannot be written, or an earlier write failed (a full disk shows here, or at `wait`).
+      TypeError: the metadata is not JSON-able, or an array has a dtype that JAX does not have.
     """
+    from training import shards
+
     self.wait()
     if self._whole(step):
       return
     metadata = json.loads(json.dumps(metadata))
-    # An explicit copy: np.asarray of a CPU array would alias the buffer and so prevent its donation.
-    arrays = {name: np.array(_raw(leaf)) for name, leaf in params_lib.leaf_paths(state).items()}
-    self._writing = self._writer.submit(self._write, step, arrays, metadata, metric)
+    leaves = {name: shards.snapshot(_raw(leaf)) for name, leaf in params_lib.leaf_paths(state).items()}
+    record = {
+      'metadata': metadata,
+      'metric': math.nan if metric is None else float(metric),
+      'arrays': {name: _spec(leaf) | {'cell': leaf.sharding.shard_shape(leaf.shape)} for name, leaf in leaves.items()},
+      'processes': jax.process_count(),
+    }
+    self._orbax = self._orbax or shards.checkpointer()
+    try:
+      self._remove_leftovers()
+      self._orbax.save(self._path(step), force=True, args=shards.arguments(leaves, record))
+    except Exception as error:
+      raise self._not_written(step, error) from error
+    self._writing = self._writer.submit(self._finish, step)
 
   def save_parts(self, step: int, shapes: Mapping, parts: Iterable, metadata: dict) -> None:
     """Writes a checkpoint of float32 arrays as their parts come, with little memory, and waits for it.
@@ -85,33 +100,32 @@ class Checkpoints:
       raise CheckpointError(f'{self._path(step)} is there already; name another directory')
     unfinished = self._path(step).with_suffix('.parts')
     self._remove_leftovers()
-    record = {
-      'metadata': json.loads(json.dumps(metadata)),
-      'metric': math.nan,
-      'arrays': {name: {'dtype': 'float32', 'shape': list(shape)} for name, shape in shapes.items()},
-    }
-    # Orbax describes the leaves and frames the checkpoint; the arrays are then put in the place of nothing.
-    self._save_with_orbax(unfinished, {name: np.zeros((), np.float32) for name in shapes}, record)
     try:
-      for name, checksum in arrays_lib.write_parts(unfinished / 'state', shapes, parts).items():
-        record['arrays'][name]['crc32'] = checksum
-      stored = json.dumps({'record': record, 'crc32': _json_crc32(record)})
-      (unfinished / 'metadata' / 'metadata').write_text(stored)
+      for item in ('state', 'metadata', 'checksums'):
+        (unfinished / item).mkdir(parents=True)
+      stored = arrays_lib.write_parts(unfinished / 'state', shapes, parts)
+      record = {
+        'metadata': json.loads(json.dumps(metadata)),
+        'metric': math.nan,
+        'arrays': {
+          name: {'dtype': spec.dtype, 'shape': spec.shape, 'cell': spec.cell} for name, spec in stored.items()
+        },
+        'processes': 1,
+      }
+      checksums = {name: spec.checksums for name, spec in stored.items()}
+      (unfinished / 'checksums' / '0.json').write_text(json.dumps(sealed.seal(checksums)))
+      (unfinished / 'metadata' / 'metadata').write_text(json.dumps(sealed.seal(record)))
       unfinished.rename(self._path(step))
     finally:
       shutil.rmtree(unfinished, ignore_errors=True)
 
-  def open_arrays(self, step: int) -> tuple[dict[str, tuple[int, ...]], arrays_lib.StoredArrays]:
-    """Shapes of the leaves of a checkpoint by path, and the leaves, which are read part by part.
+  def open_arrays(self, step: int) -> arrays_lib.StoredArrays:
+    """The arrays of a checkpoint by the paths of the leaves, to be read in parts.
 
     Raises:
       CheckpointError: the checkpoint is absent or damaged.
     """
-    stored = self._read_record(step)['arrays']
-    checksums = {name: spec['crc32'] for name, spec in stored.items()}
-    shapes = {name: tuple(spec['shape']) for name, spec in stored.items()}
-    damaged = functools.partial(self._damaged, step)
-    return shapes, arrays_lib.StoredArrays(self._path(step) / 'state', checksums, damaged)
+    return self._open(step, self._read_record(step))
 
   def wait(self):
     """Waits until the last save is on disk; raises CheckpointError if it failed."""
@@ -120,11 +134,13 @@ class Checkpoints:
       writing.result()
 
   def close(self):
-    """Waits as `wait` does and ends the background thread."""
+    """Waits as `wait` does and ends the background threads."""
     try:
       self.wait()
     finally:
       self._writer.shutdown()
+      if self._orbax is not None:
+        self._orbax.close()
 
   def __enter__(self):
     return self
@@ -168,8 +184,8 @@ class Checkpoints:
     record = self._read_record(step)
     wanted = params_lib.leaf_paths(abstract_state)
     self._check_fit(step, record['arrays'], {name: _spec(_raw(leaf)) for name, leaf in wanted.items()})
-    arrays = self._read_arrays(step, record['arrays'])
-    leaves = [_place(arrays.pop(name), leaf) for name, leaf in wanted.items()]
+    arrays = arrays_lib.restore(self._open(step, record), {name: leaf.sharding for name, leaf in wanted.items()})
+    leaves = [_typed(arrays[name], leaf) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), record['metadata']
 
   def restore_fields(self, step: int, fields: tuple[str, ...] = ('params',)):
@@ -186,14 +202,15 @@ class Checkpoints:
       CheckpointError: the checkpoint is absent or damaged.
     """
     record = self._read_record(step)
-    specs = {name: spec for name, spec in record['arrays'].items() if name.split('/')[0] in fields}
-    tree = {}
-    for name, array in self._read_arrays(step, specs).items():
+    arrays, tree = self._open(step, record), {}
+    for name in arrays.stored:
+      if name.split('/')[0] not in fields:
+        continue
       *parents, last = name.split('/')
       node = tree
       for parent in parents:
         node = node.setdefault(parent, {})
-      node[last] = array
+      node[last] = arrays.read(name, (), None)
     return tree, record['metadata']
 
   def _path(self, step):
@@ -203,37 +220,27 @@ class Checkpoints:
     # The layout of Orbax's composite checkpoints; both are there from the moment of the rename.
     return (self._path(step) / 'metadata' / 'metadata').is_file() and (self._path(step) / 'state').is_dir()
 
-  def _write(self, step, arrays, metadata, metric):
-    record = {
-      'metadata': metadata,
-      'metric': math.nan if metric is None else float(metric),
-      'arrays': {name: _spec(array) | {'crc32': _crc32(array)} for name, array in arrays.items()},
-    }
+  def _finish(self, step):
+    """In the background: waits for Orbax, then removes what is not kept."""
     try:
-      self._remove_leftovers()
-      self._save_with_orbax(self._path(step), arrays, record)
-      self._remove_old()
+      self._orbax.wait_until_finished()
+      if jax.process_index() == 0:
+        self._remove_old()
     except Exception as error:
-      latest = self.latest_step()
-      kept = f'step {latest} is the last one written' if latest is not None else 'none is written so far'
-      raise CheckpointError(
-        f'could not write checkpoint {self._path(step)}: {error}. Of this run, {kept}; '
-        'make room or repair the disk and start the same command again'
-      ) from error
+      raise self._not_written(step, error) from error
 
-  def _save_with_orbax(self, path, arrays, record):
-    ocp = _orbax()
-    with _checkpointer() as checkpointer:
-      checkpointer.save(
-        path,
-        force=True,
-        args=ocp.args.Composite(
-          state=ocp.args.PyTreeSave(arrays),
-          metadata=ocp.args.JsonSave({'record': record, 'crc32': _json_crc32(record)}),
-        ),
-      )
+  def _not_written(self, step, error):
+    latest = self.latest_step()
+    kept = f'step {latest} is the last one written' if latest is not None else 'none is written so far'
+    shared = '; all processes must see the same directory' if jax.process_count() > 1 else ''
+    return CheckpointError(
+      f'could not write checkpoint {self._path(step)}: {error}. Of this run, {kept}; '
+      f'make room or repair the disk and start the same command again{shared}'
+    )
 
   def _remove_leftovers(self):
+    if jax.process_index():
+      return
     for pattern in ('*.orbax-checkpoint-tmp*', '*.deleted', '*.parts'):
       for path in self.directory.glob(pattern):
         shutil.rmtree(path)
@@ -249,14 +256,13 @@ class Checkpoints:
     if not self._whole(step):
       steps = ', '.join(map(str, self.steps())) or 'none'
       raise CheckpointError(f'{self.directory} has no checkpoint of step {step}; it has: {steps}')
+    return self._read_sealed(step, 'its metadata', 'metadata/metadata')
+
+  def _read_sealed(self, step, what, file):
     try:
-      stored = json.loads((self._path(step) / 'metadata' / 'metadata').read_text())
-      record, crc32 = stored['record'], stored['crc32']
-    except (OSError, ValueError, KeyError, TypeError) as error:
-      raise self._damaged(step, f'its metadata cannot be read ({error!r})') from error
-    if _json_crc32(record) != crc32:
-      raise self._damaged(step, 'its metadata does not have the checksum it was saved with')
-    return record
+      return sealed.unseal((self._path(step) / file).read_text())
+    except (OSError, ValueError) as error:
+      raise self._damaged(step, f'{what} {error}') from error
 
   def _metric(self, step):
     try:
@@ -264,26 +270,21 @@ class Checkpoints:
     except CheckpointError:  # an old checkpoint that is damaged must not stop the run that goes on writing new ones
       return math.nan
 
-  def _read_arrays(self, step, specs):
-    ocp = _orbax()
-    try:
-      with _checkpointer() as checkpointer:
-        arrays = checkpointer.restore(
-          self._path(step),
-          args=ocp.args.Composite(
-            state=ocp.args.PyTreeRestore(
-              item=dict.fromkeys(specs, 0),
-              restore_args=dict.fromkeys(specs, ocp.RestoreArgs(restore_type=np.ndarray)),
-              partial_restore=True,
-            )
-          ),
-        )['state']
-    except Exception as error:
-      raise self._damaged(step, f'its arrays cannot be read ({str(error).splitlines()[0][:300]})') from error
-    for name, spec in specs.items():
-      if _spec(arrays[name]) | {'crc32': _crc32(arrays[name])} != spec:
-        raise self._damaged(step, f'{name} does not have the checksum it was saved with')
-    return arrays
+  def _open(self, step, record) -> arrays_lib.StoredArrays:
+    checksums = {}
+    for process in range(record.get('processes', 0)):
+      file = f'checksums/{process}.json'
+      for name, own in self._read_sealed(step, f'its {file}', file).items():
+        checksums.setdefault(name, {}).update(own)
+    stored = {}
+    for name, spec in record['arrays'].items():
+      shape = tuple(spec['shape'])
+      if 'crc32' in spec:  # of before: one checksum of the whole array
+        own, cell = {arrays_lib.cell_key([0] * len(shape)): spec['crc32']}, shape
+      else:
+        own, cell = checksums.get(name, {}), tuple(spec['cell'])
+      stored[name] = arrays_lib.Stored(spec['dtype'], shape, cell, own)
+    return arrays_lib.StoredArrays(self._path(step) / 'state', stored, functools.partial(self._damaged, step))
 
   def _damaged(self, step, why):
     earlier = [other for other in self.steps() if other < step]
@@ -309,25 +310,6 @@ class Checkpoints:
       )
 
 
-@functools.cache
-def _orbax():
-  import orbax.checkpoint as ocp
-
-  # It logs the tracebacks of its threads, some 200 lines for a full disk, and raises the same error, which is enough.
-  logging.getLogger('absl').addFilter(lambda record: '/orbax/' not in record.pathname)
-  return ocp
-
-
-def _checkpointer():
-  ocp = _orbax()
-  # Compression makes float32 weights 8 % smaller and writing 3 times slower, on cores that training needs.
-  return ocp.Checkpointer(
-    ocp.CompositeCheckpointHandler(
-      state=ocp.PyTreeCheckpointHandler(use_compression=False), metadata=ocp.JsonCheckpointHandler()
-    )
-  )
-
-
 def _is_key(leaf):
   return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
@@ -339,10 +321,9 @@ def _raw(leaf):
   return jax.random.key_data(leaf) if isinstance(leaf, jax.Array) else jax.eval_shape(jax.random.key_data, leaf)
 
 
-def _place(array, leaf):
-  """Puts a restored array where the abstract leaf is, as a typed key if that is one."""
-  placed = jax.device_put(array, leaf.sharding, may_alias=False)
-  return jax.random.wrap_key_data(placed, impl=_key_impl(leaf)) if _is_key(leaf) else placed
+def _typed(array, leaf):
+  """A restored array as a typed key where the abstract leaf is one."""
+  return jax.random.wrap_key_data(array, impl=_key_impl(leaf)) if _is_key(leaf) else array
 
 
 def _key_impl(leaf):
@@ -357,11 +338,3 @@ def _spec(array):
 
 def _words(spec):
   return f'{spec["dtype"]}[{", ".join(map(str, spec["shape"]))}]'
-
-
-def _crc32(array):
-  return zlib.crc32(params_lib.array_bytes(array))
-
-
-def _json_crc32(record):
-  return zlib.crc32(json.dumps(record, sort_keys=True).encode())

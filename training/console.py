@@ -1,5 +1,6 @@
 """What a run shows while it runs: a progress bar on a terminal, plain lines anywhere else."""
 
+import os
 import sys
 import time
 
@@ -16,6 +17,11 @@ def make_console(stream=None):
   """
   stream = stream or sys.stdout
   return ProgressBar(stream) if stream.isatty() else PlainLines(stream)
+
+
+def make_silent_console():
+  """A console that shows nothing, for all processes but the first."""
+  return PlainLines(open(os.devnull, 'w', encoding='utf-8'))
 
 
 class PlainLines:

@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 
+import parallel
 import precision
 from data import tokenizers
 from training import configs
@@ -38,12 +39,17 @@ def keep_origin(config, tokenizer, workdir) -> None:
 
 
 def sample_writer(config, model, tokenizer, sampler, workdir, console):
-  """A function that appends what `sampler` makes of the config's prompts to `samples.txt`, for (step, params)."""
+  """A function that appends what `sampler` makes of the config's prompts to `samples.txt`, for (step, params).
+
+  All processes call it, since the parameters lie on all their devices; the first one writes.
+  """
 
   def write(step, params):
     prompts = list(config.train.sample_prompts)
     decoder = precision.Decoder(model, precision.policy(config.precision))
     texts = sampler(config, decoder, params, tokenizer, prompts)
+    if not parallel.hosts.is_first():
+      return
     between = '\n=> ' if config.model.family == 'encoder_decoder' else ''
     with (workdir / 'samples.txt').open('a', encoding='utf-8') as file:
       for prompt, text in zip(prompts, texts, strict=True):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
+import numpy as np
 
 import data
 import objectives
@@ -10,7 +11,9 @@ from model import metrics as metrics_lib
 from training import resolution
 
 
-def batches(config, split: data.Split, special, max_batches: int = 0) -> Iterator[data.Batch]:
+def batches(
+  config, split: data.Split, special, max_batches: int = 0, own_rows: np.ndarray | None = None
+) -> Iterator[data.Batch]:
   """One pass over a split in the examples and batch size of a config.
 
   Args:
@@ -18,6 +21,7 @@ def batches(config, split: data.Split, special, max_batches: int = 0) -> Iterato
     split: the text.
     special: of the tokenizer, see `data.tokenizers.Special`.
     max_batches: 0 = all of it.
+    own_rows: those of each batch that this process has; None: all.
   """
   objective = objectives.create(config.objective, resolution.special_tokens(config, special))
   return data.eval_batches(
@@ -28,6 +32,7 @@ def batches(config, split: data.Split, special, max_batches: int = 0) -> Iterato
     max_batches,
     objective.examples,
     config.data.target_length,
+    own_rows,
   )
 
 

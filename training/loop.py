@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 
 import data
+import parallel
 from training import evaluation, hardware, heap
 from training import metrics as metrics_lib
 from training import params as params_lib
@@ -68,13 +69,14 @@ class Loop:
     config: the resolved config.
     program: what is executed.
     dataset: what it is trained on.
-    batches: the endless stream of training batches, at `progress.step`.
+    batches: the endless stream of training batches, at `progress.step`; of each the rows of this process.
     state: the training state.
     progress: the host's counters.
     checkpoints: where the state is saved.
     writer: of metrics.jsonl and TensorBoard.
     console: what the user sees.
     sample: writes samples for (step, params), or None.
+    watchdog: is told whenever the run goes on.
   """
 
   config: object
@@ -87,9 +89,11 @@ class Loop:
   writer: metrics_lib.MetricsWriter
   console: object
   sample: Callable | None
+  watchdog: parallel.hosts.Watchdog
 
   def __post_init__(self):
     self._watch = Stopwatch()
+    self._rows = self.config.data.batch_tokens // self.config.data.sequence_length
     self._seconds_before = self.progress.seconds
     self._lap = None
     self._last = {}
@@ -107,7 +111,7 @@ class Loop:
     self.console.start(lengths.run, self.progress.step)
     pending, finished = None, self.finished
     while not finished:
-      batch = jax.device_put(next(self.batches), self.program.batch_shardings)
+      batch = self._placed(next(self.batches))
       self.state, metrics = self.program.step(self.state, batch)
       self.progress.step += 1
       if pending:
@@ -150,6 +154,7 @@ class Loop:
   def _read(self, step: int, metrics) -> None:
     """Waits for the metrics of a step, counts it, and logs it if it is due."""
     metrics = jax.device_get(metrics)
+    self.watchdog.alive()
     if metrics.pop('finite').value:
       self.progress.bad_in_a_row = 0
     else:
@@ -238,11 +243,13 @@ class Loop:
     if not self.dataset.validation.num_documents:
       return
     special = self.dataset.tokenizer.special
-    batches = evaluation.batches(self.config, self.dataset.validation, special, self.config.train.eval_batches)
+    own_rows = parallel.hosts.local_rows(self.program.batch_shardings, self._rows)
+    maximum = self.config.train.eval_batches
+    batches = self._watched(evaluation.batches(self.config, self.dataset.validation, special, maximum, own_rows))
     summarize = functools.partial(
       self.program.task.summarize, bytes_per_target=self.dataset.validation.bytes_per_target
     )
-    result = evaluation.evaluate(self.program.evaluate, self.state.eval_params, batches, summarize)
+    result = evaluation.evaluate(self.program.evaluate, self.state.eval_params, map(self._placed, batches), summarize)
     metrics = {f'eval/{name}': value for name, value in result.items()}
     self._last_eval = (self.progress.step, metrics)
     if self.progress.best_loss is None or result['loss'] < self.progress.best_loss:
@@ -257,11 +264,20 @@ class Loop:
     metadata = {'progress': dataclasses.asdict(self.progress), 'batches': self.batches.get_state()}
     self.checkpoints.save(step, self.state, metadata, metric=evaluated.get('eval/loss') if eval_step == step else None)
     self._saved_step = step
+    self.watchdog.alive()
 
   def _write_samples(self):
     if self.sample is not None and self._sampled_step != self.progress.step:
       self.sample(self.progress.step, self.state.eval_params)
       self._sampled_step = self.progress.step
+
+  def _watched(self, batches):
+    for batch in batches:
+      self.watchdog.alive()
+      yield batch
+
+  def _placed(self, batch):
+    return parallel.hosts.global_batch(batch, self.program.batch_shardings, self._rows)
 
   def _tokens(self, step: int) -> int:
     return step * self.config.data.batch_tokens

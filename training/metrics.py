@@ -51,6 +51,19 @@ class MetricsWriter:
     self.close()
 
 
+class NoMetrics:
+  """In the place of a `MetricsWriter`, in all processes but the first."""
+
+  def write(self, step: int, metrics: dict):
+    """Writes nothing."""
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    pass
+
+
 def read_metrics(workdir) -> list[dict]:
   """The objects of `metrics.jsonl` in order, null as NaN; a last line cut by a crash is left out; [] if absent."""
   path = pathlib.Path(workdir) / 'metrics.jsonl'

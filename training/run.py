@@ -14,8 +14,13 @@ from training import cards, configs, descriptions, directory, plots, resolution,
 from training import checkpoints as checkpoints_lib
 from training import console as console_lib
 from training import metrics as metrics_lib
+from training import params as params_lib
 from training import program as program_lib
 from training.loop import Loop, Progress
+
+_GO_ON = (
+  'Look at what the other processes said, and start the same command again: it goes on from the last checkpoint in {}'
+)
 
 
 def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = None) -> bool:
@@ -39,7 +44,8 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
   workdir = pathlib.Path(workdir)
   with contextlib.ExitStack() as stack:
     stop_request = stack.enter_context(signals.StopRequest())
-    console = stack.enter_context(console_lib.make_console())
+    first = parallel.hosts.is_first()
+    console = stack.enter_context(console_lib.make_console() if first else console_lib.make_silent_console())
     dataset = read_data(config, console)
     config = resolution.resolve(config, dataset.tokenizer)
     before = resuming.check_same_run(config, workdir)
@@ -54,30 +60,34 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
     checkpoints = stack.enter_context(checkpoints_lib.Checkpoints(workdir / 'checkpoints', config.train.keep_last))
     objective = objectives.create(config.objective, resolution.special_tokens(config, dataset.tokenizer.special))
     examples = data.augmented(objective.examples, config.data.augmentation, dataset.tokenizer.special)
-    batches = data.train_batches(dataset, rows, config.seed, examples, config.data.augmentation.random_crop)
+    own_rows = parallel.hosts.local_rows(program.batch_shardings, rows)
+    crop = config.data.augmentation.random_crop
+    batches = data.train_batches(dataset, rows, config.seed, examples, crop, own_rows)
     stack.callback(batches.close)
     state, progress = _start(config, program, checkpoints, batches, console)
     if before and (change := resuming.check_length(before, config, epoch_steps, progress)):
       console.message(change)
-    directory.write_identity(config, dataset.tokenizer, workdir)
-    directory.keep_origin(config, dataset.tokenizer, workdir)
-    writer = stack.enter_context(metrics_lib.MetricsWriter(workdir, progress.step, config.train.tensorboard))
+    if first:
+      directory.write_identity(config, dataset.tokenizer, workdir)
+      directory.keep_origin(config, dataset.tokenizer, workdir)
+    writer = stack.enter_context(
+      metrics_lib.MetricsWriter(workdir, progress.step, config.train.tensorboard) if first else metrics_lib.NoMetrics()
+    )
     sample = None
     if sampler and objective.generates:
       generator = objective.generator(program.model)
       sample = directory.sample_writer(config, generator, dataset.tokenizer, sampler, workdir, console)
-    loop = Loop(config, program, dataset, batches, state, progress, checkpoints, writer, console, sample)
+    watchdog = stack.enter_context(parallel.hosts.Watchdog(config.train.step_timeout, _GO_ON.format(workdir)))
+    loop = Loop(config, program, dataset, batches, state, progress, checkpoints, writer, console, sample, watchdog)
     if loop.finished and directory.summary_step(workdir) == progress.step:
       advice = resuming.how_to_go_on(config, progress, program.lengths.run)
       console.message(f'{workdir} is finished at step {progress.step:,}; {advice}')
       return True
-    finished = loop.run(lambda step: step == stop_after or stop_request.requested is not None)
+    finished = loop.run(lambda step: step == stop_after or stop_request.stops(step))
     checkpoints.wait()
-    plots.write_plots(workdir)
-    if finished:
-      summary = loop.summary()
-      metrics_lib.write_summary(workdir, summary)
-      _write_card(config, program.model, summary, workdir)
+    summary = loop.summary() if finished else None
+    if first:
+      _write_results(config, program.model, summary, workdir)
     console.close()
     console.message(
       f'finished at step {progress.step:,}: {workdir}/summary.json'
@@ -87,7 +97,12 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
     return finished
 
 
-def _write_card(config, model, summary, workdir):
+def _write_results(config, model, summary, workdir):
+  """The plots; of a finished run its summary and card too."""
+  plots.write_plots(workdir)
+  if summary is None:
+    return
+  metrics_lib.write_summary(workdir, summary)
   command = f'python train.py --config={workdir}/config.json --workdir=NEW_DIRECTORY'
   card = cards.card(
     config, name=workdir.name, num_params=model.num_params, summary=summary, command=command, source=config.init_from
@@ -104,6 +119,7 @@ def read_data(config, console) -> data.Dataset:
 def _start(config, program, checkpoints, batches, console):
   """The state and progress of the last checkpoint, or fresh ones."""
   step = checkpoints.latest_step()
+  parallel.hosts.agree(-1 if step is None else step, f'the last checkpoint in {checkpoints.directory} (-1: none)')
   if step is not None:
     state, metadata = checkpoints.restore(step, program.abstract_state)
     batches.set_state(metadata['batches'])
@@ -111,19 +127,18 @@ def _start(config, program, checkpoints, batches, console):
     return state, Progress(**metadata['progress'])
   state = program.init()
   if config.init_from:
-    state = _with_params(state, program.abstract_state, runs.load_run(config.init_from))
+    state = _with_params(state, program.abstract_state, runs.open_run(config.init_from))
     console.message(f'parameters from {config.init_from}')
   return state, Progress()
 
 
 def _with_params(state, abstract_state, run):
   """The state with the parameters of another run, which must have the same names and shapes."""
-  shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
-  if shapes(run.params) != shapes(state.params):
+  shapes = {path: leaf.shape for path, leaf in params_lib.leaf_paths(abstract_state.params).items()}
+  if run.shapes != shapes:
     raise configs.ConfigError(
       f'init_from={run.workdir}: its parameters do not have the shapes of this model; '
       f'compare {run.workdir}/config.json with the model group, data.tokenizer included'
     )
-  place = lambda abstract: jax.tree.map(lambda leaf, spec: jax.device_put(leaf, spec.sharding), run.params, abstract)
-  ema = None if state.ema is None else place(abstract_state.ema)
-  return dataclasses.replace(state, params=place(abstract_state.params), ema=ema)
+  ema = None if state.ema is None else run.restore(abstract_state.ema)
+  return dataclasses.replace(state, params=run.restore(abstract_state.params), ema=ema)

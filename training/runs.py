@@ -15,6 +15,7 @@ from training import arrays as arrays_lib
 from training import checkpoints as checkpoints_lib
 from training import configs
 from training import metrics as metrics_lib
+from training import params as params_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,24 @@ class StoredRun:
     """One part of a parameter, see `StoredArrays.read`."""
     return self.arrays.read(self.paths[path], index, dtype)
 
+  @property
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """Of the parameters, by path."""
+    return {path: self.arrays.stored[name].shape for path, name in self.paths.items()}
+
+  def restore(self, abstract_params):
+    """Parameters read straight into shardings.
+
+    Args:
+      abstract_params: pytree of ShapeDtypeStructs with shardings, some or all of the parameters.
+
+    Raises:
+      CheckpointError: the checkpoint is damaged.
+    """
+    wanted = {self.paths[path]: leaf.sharding for path, leaf in params_lib.leaf_paths(abstract_params).items()}
+    restored = arrays_lib.restore(self.arrays, wanted)
+    return jax.tree.unflatten(jax.tree.structure(abstract_params), [restored[name] for name in wanted])
+
 
 def open_run(directory, step: int | None = None) -> StoredRun:
   """Opens a run directory without reading its parameters; see `load_run`."""
@@ -82,11 +101,11 @@ def open_run(directory, step: int | None = None) -> StoredRun:
   config = _read_config(workdir)
   with checkpoints_lib.Checkpoints(workdir / 'checkpoints') as checkpoints:
     step = _step(checkpoints, step, workdir)
-    shapes, arrays = checkpoints.open_arrays(step)
+    arrays = checkpoints.open_arrays(step)
   paths = {
     name.removeprefix(f'{field}/'): name
     for field in ('params', 'ema')
-    for name in shapes
+    for name in arrays.stored
     if name.startswith(f'{field}/')
   }
   return StoredRun(config, tokenizers.load(workdir / 'tokenizer'), step, workdir, paths, arrays)

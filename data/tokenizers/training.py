@@ -69,17 +69,18 @@ def train(data_config, documents: Sequence, reserved: Sequence[str] = ()) -> bas
 def _trained(data_config, documents, vocab_size):
   kind, normalization = data_config.tokenizer, data_config.normalization
   path = cache.cache_dir(data_config) / 'tokenizers' / f'{kind}-{_key(data_config, vocab_size, documents)}'
-  if path.exists():
-    try:
-      return saving.load(path)
-    except (FileNotFoundError, ValueError) as error:
-      _log.warning('%s; it is trained again', error)
-  texts = _training_texts(documents, normalization)
-  if not any(text.strip() for text in texts):
-    raise ValueError(f'data.tokenizer is {kind!r}, which is trained on the corpus, but the corpus has no text')
-  tokenizer = TRAINERS[kind](texts, vocab_size, normalization)
-  saving.save(tokenizer, path)
-  return tokenizer
+  with cache.one_at_a_time(path):
+    if path.exists():
+      try:
+        return saving.load(path)
+      except (FileNotFoundError, ValueError) as error:
+        _log.warning('%s; it is trained again', error)
+    texts = _training_texts(documents, normalization)
+    if not any(text.strip() for text in texts):
+      raise ValueError(f'data.tokenizer is {kind!r}, which is trained on the corpus, but the corpus has no text')
+    tokenizer = TRAINERS[kind](texts, vocab_size, normalization)
+    saving.save(tokenizer, path)
+    return tokenizer
 
 
 def load_file(path: str, normalization: str) -> base.Tokenizer:

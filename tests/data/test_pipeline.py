@@ -8,6 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 import data
+import objectives
 from configs import base
 from data import packing, pipeline
 
@@ -231,3 +232,25 @@ def test_evaluation_reads_every_target_once_and_always_the_same(tmp_path, packin
 def test_batch_without_rows_is_told(tmp_path):
   with pytest.raises(ValueError, match='batch_tokens must be at least data.sequence_length'):
     data.train_batches(_prepare(tmp_path), 0, 0)
+
+
+@pytest.mark.parametrize('random_crop', [False, True])
+def test_the_rows_of_several_processes_are_those_of_one(dataset, random_crop):
+  """Whatever the number of processes, and in whatever way they share the rows of a batch."""
+  objective = objectives.create(base.get_config().objective)
+  whole = _take(data.train_batches(dataset, 8, 3, objective.examples, random_crop), 12)
+  for shares in ([[0, 1, 2, 3], [4, 5, 6, 7]], [[1, 4], [0, 7], [2, 3], [5, 6]]):
+    streams = [data.train_batches(dataset, 8, 3, objective.examples, random_crop, np.array(own)) for own in shares]
+    for expected, *parts in zip(whole, *(_take(stream, 12) for stream in streams), strict=True):
+      for own, part in zip(shares, parts, strict=True):
+        assert part.keys() == expected.keys()
+        for name, values in part.items():
+          np.testing.assert_array_equal(values, expected[name][own])
+
+
+def test_the_validation_rows_of_several_processes_are_those_of_one(dataset):
+  make = lambda own: list(data.eval_batches(dataset.train, ROW_LENGTH, 8, 'documents', own_rows=own))
+  for expected, *parts in zip(make(None), make(np.arange(4)), make(np.arange(4, 8)), strict=True):
+    together = {name: np.concatenate([part[name] for part in parts]) for name in expected}
+    for name, values in expected.items():
+      np.testing.assert_array_equal(together[name], values)

@@ -98,7 +98,7 @@ def test_a_failed_encoding_leaves_nothing(tmp_path):
 
   with pytest.raises(RuntimeError, match='out of memory'):
     store.encode(DOCUMENTS, Failing([]), tmp_path, 1)
-  assert list(tmp_path.iterdir()) == []
+  assert not [path for path in tmp_path.iterdir() if path.suffix != '.lock']
 
 
 @pytest.mark.parametrize('vocab_size, dtype', [(257, np.uint16), (1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])

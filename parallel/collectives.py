@@ -3,6 +3,9 @@
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
+
+import numpy as np
 
 KINDS = (
   'all-gather',
@@ -29,12 +32,38 @@ class Collective:
     bytes: of the arrays on one device, of the larger side: what all-gather returns, what reduce-scatter takes.
     loops: how often each loop around it runs, the outermost first; None where the compiler does not know.
     scope: name stack of the operation in the program it was compiled from.
+    group: devices that its first group joins, numbered as in `mesh.devices.flat`; () = all devices of the program.
+    pairs: of a collective-permute, (from, to), which differ.
   """
 
   kind: str
   bytes: int
   loops: tuple[int | None, ...]
   scope: str
+  group: tuple[int, ...] = ()
+  pairs: tuple[tuple[int, int], ...] = ()
+
+  @property
+  def times(self) -> int:
+    """How often it runs in a call of the program; loops of unknown length count once."""
+    return math.prod(trips or 1 for trips in self.loops)
+
+  def mesh_axes(self, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
+    """The mesh axes along which its devices differ, in the order of the mesh.
+
+    Args:
+      mesh_shape: sizes by name, the order of which numbers the devices, as `jax.sharding.Mesh.shape`.
+    """
+    if not self.group and not self.pairs:
+      return tuple(name for name, size in mesh_shape.items() if size > 1)
+    sizes = tuple(mesh_shape.values())
+    places = lambda numbers: np.stack(np.unravel_index(np.asarray(numbers), sizes), axis=-1)
+    if self.pairs:
+      differ = np.any(places([a for a, _ in self.pairs]) != places([b for _, b in self.pairs]), axis=0)
+    else:
+      found = places(self.group)
+      differ = np.any(found != found[:1], axis=0)
+    return tuple(name for name, differs in zip(mesh_shape, differ, strict=True) if differs)
 
 
 def collectives(text: str) -> list[Collective]:
@@ -57,8 +86,30 @@ def collectives(text: str) -> list[Collective]:
       paired = opcode != kind and (kind != 'all-reduce' or type_.startswith('(('))
       given = _bytes(type_) - (taken if paired else 0)
       scope = re.search(r'op_name="([^"]*)"', rest)
-      found.append(Collective(kind, max(taken, given), loops[name], scope.group(1) if scope else ''))
+      scope = scope.group(1) if scope else ''
+      found.append(Collective(kind, max(taken, given), loops[name], scope, _group(rest), _pairs(rest)))
   return found
+
+
+def _group(rest) -> tuple[int, ...]:
+  """The first of `replica_groups`, which are listed, {{0,1},{2,3}}, or counted out: [2,2]<=[4] or [2,2]<=[2,2]T(1,0)."""
+  if listed := re.search(r'replica_groups=\{\{([\d,]*)\}', rest):
+    return tuple(map(int, listed.group(1).split(',')))
+  if counted := re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', rest):
+    shape, of, order = ([int(n) for n in part.split(',')] if part else None for part in counted.groups())
+    numbers = np.arange(math.prod(of)).reshape(of)
+    numbers = numbers if order is None else numbers.transpose(order)
+    return tuple(numbers.reshape(-1, shape[-1])[0].tolist())
+  if re.search(r'replica_groups=[^{\s]', rest) or 'replica_groups={@' in rest:
+    raise ValueError(f'replica groups of an unknown form: {re.search(r"replica_groups=.{0,80}", rest).group()}')
+  return ()
+
+
+def _pairs(rest) -> tuple[tuple[int, int], ...]:
+  found = re.search(r'source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}', rest)
+  if not found:
+    return ()
+  return tuple((int(a), int(b)) for a, b in re.findall(r'\{(\d+),(\d+)\}', found.group(1)) if a != b)
 
 
 def _parse(text) -> dict:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 
 import data
-from training import evaluation, hardware, heap
+from training import counting, evaluation, hardware, heap
 from training import metrics as metrics_lib
 from training import params as params_lib
 from training.program import Program
@@ -92,6 +92,7 @@ class Loop:
     self._watch = Stopwatch()
     self._seconds_before = self.progress.seconds
     self._lap = None
+    self._step_flops = None
     self._last = {}
     self._last_eval = (None, {})
     self._saved_step = self.progress.step
@@ -108,6 +109,7 @@ class Loop:
     pending, finished = None, self.finished
     while not finished:
       batch = jax.device_put(next(self.batches), self.program.batch_shardings)
+      self._step_flops = self._step_flops or counting.step_flops(self.program.model, batch)
       self.state, metrics = self.program.step(self.state, batch)
       self.progress.step += 1
       if pending:
@@ -198,7 +200,7 @@ class Loop:
       peak = hardware.peak_flops(list(self.program.mesh.devices.flat), self.config.precision.dtype)
     if peak is None:
       return {}
-    return {'mfu': tokens_per_second * self.program.model.flops_per_token(self.config.data.sequence_length) / peak}
+    return {'mfu': tokens_per_second / self.config.data.batch_tokens * self._step_flops / peak}
 
   def _at_boundary(self) -> bool:
     lengths = self.program.lengths

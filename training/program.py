@@ -55,13 +55,16 @@ class Program:
   evaluate: Callable
 
 
-def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device] | None = None) -> Program:
+def build(
+  config, epoch_steps: float | None = None, devices: Sequence[jax.Device] | None = None, mesh: Mesh | None = None
+) -> Program:
   """Builds the program of a config whose model sizes are known; nothing is compiled yet.
 
   Args:
     config: the whole config, `model.vocab_size` given.
     epoch_steps: steps of one pass over the training data, for durations in epochs.
     devices: of the mesh; None: all. Those of a topology can be compiled for without being there.
+    mesh: to use instead of the config's; an AbstractMesh gives layouts alone.
 
   Raises:
     ValueError: a duration cannot be converted, or a parameter cannot be sharded over the mesh.
@@ -87,7 +90,7 @@ def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device
     ema_decay=config.optimizer.ema_decay,
   )
 
-  mesh = parallel.make_mesh(config.mesh, devices)
+  mesh = mesh or parallel.make_mesh(config.mesh, devices)
   create_state = lambda: init_state(task, optimizer, jax.random.key(config.seed), config.optimizer.ema_decay > 0)
   abstract_state = jax.eval_shape(create_state)
   param_shardings = parallel.parameter_shardings(abstract_state.params, task.logical_axes, mesh, config.zero_stage)

@@ -45,7 +45,7 @@ def get_config(variant: str = '') -> Group:
   config = _group()
   config.seed = count(0, at_most=2**31 - 1)  # initialisation, data order and dropout all follow from it
   config.init_from = text('')  # run directory whose parameters start this run; '' = random initialisation
-  config.zero_stage = choice(0, 3)  # 0 = parameters replicated; 3 = they and optimizer state sharded over mesh.fsdp
+  config.zero_stage = choice(0, 1, 2, 3)  # over mesh.fsdp: 1 = optimizer state, 2 = gradients too, 3 = parameters too
   config.model = _model()
   config.data = _data()
   config.objective = _objective()
@@ -324,12 +324,15 @@ def _train():
 
 def _mesh():
   mesh = _group('mesh')
-  mesh.data = count(-1, at_least=-1)  # devices over which batches are split; -1 = all that the other axes leave
-  mesh.fsdp = count(1, at_least=1)  # devices over which batches and, at zero_stage 3, parameters are split
-  mesh.tensor = count(1, at_least=1)  # only 1 so far
-  mesh.sequence = count(1, at_least=1)  # only 1 so far
-  mesh.pipeline = count(1, at_least=1)  # only 1 so far
-  mesh.expert = count(1, at_least=1)  # only 1 so far
+  # Devices along each axis; one of them may be -1: all that the others leave.
+  mesh.data = count(-1, at_least=-1)  # that split the rows of a batch
+  mesh.fsdp = count(1, at_least=-1)  # that split the rows, and what zero_stage says
+  mesh.tensor = count(1, at_least=-1)  # that split heads, hidden widths and the vocabulary
+  mesh.sequence = count(1, at_least=-1)  # that split the length of rows
+  mesh.pipeline = count(1, at_least=-1)  # that split the layers
+  mesh.expert = count(1, at_least=-1)  # that split the rows, and experts
+  mesh.sequence_parallel = flag(False)  # norms, dropout and residual additions split the length over tensor
+  mesh.slices = count(1, at_least=1)  # groups of devices linked fast; the outermost axis they divide lies across
   return mesh
 
 

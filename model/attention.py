@@ -137,7 +137,7 @@ def _spec_axes(spec):
   axes = dict.fromkeys(('q_segment_ids', 'kv_segment_ids', 'q_order', 'kv_order'), (ax.BATCH, ax.LENGTH))
   axes |= dict.fromkeys(('alibi_slopes', 'sinks'), (ax.HEADS,))
   if spec.bias is not None:
-    names = (ax.BATCH, ax.HEADS, ax.LENGTH, ax.LENGTH)
+    names = (ax.BATCH, ax.HEADS, ax.LENGTH, None)
     axes['bias'] = tuple(name if size > 1 else None for name, size in zip(names, spec.bias.shape))
   arrays = [field.name for field in dataclasses.fields(spec) if not field.metadata.get('static')]
   return dataclasses.replace(spec, **{name: axes.get(name) for name in arrays})

@@ -72,7 +72,7 @@ class Block(layers.Module):
         x = self._residual(x, self.cross_attention_norm, attend_across, self.cross_attention_post_norm, keys[4])
       x = self._residual(x, self.mlp_norm, feed, self.mlp_post_norm, keys[2])
     cache = (own_cache, cross_cache) if crosses and cache is not None else own_cache
-    return ax.constrain(x, (ax.BATCH, ax.LENGTH, ax.EMBED)), cache, metrics
+    return ax.constrain(x, (ax.BATCH, ax.RESIDUAL_LENGTH, ax.EMBED)), cache, metrics
 
   def _residual(self, x, norm, branch, post_norm, key):
     if self.norm_position == 'post':

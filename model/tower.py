@@ -81,7 +81,7 @@ class Tower:
     x = layers.dropout(self._placed(frame, x_BxLxD, stream), self.config.dropout_rate, x_key)
     x, caches, metrics = self.stack.run(
       params,
-      ax.constrain(x, (ax.BATCH, ax.LENGTH, ax.EMBED)),
+      ax.constrain(x, (ax.BATCH, ax.RESIDUAL_LENGTH, ax.EMBED)),
       context,
       layer_keys,
       None if cache is None else cache.layers,

@@ -95,7 +95,7 @@ class Vocabulary:
     axes = [(*rows, ax.EMBED), table, rows]
     if self.config.head_bias:
       arguments.append(params['head']['bias'])
-      axes.append(ax.Stored((ax.VOCAB,)))
+      axes.append(ax.Used((ax.VOCAB,)))
 
     def on_device(hidden, kernel, labels, bias=None):
       result = linear_cross_entropy(

@@ -2,24 +2,17 @@
 
 from parallel.compiling import compile_evaluation, compile_step
 from parallel.mesh import check_mesh, make_mesh
-from parallel.rules import (
-  batch_shardings,
-  data_parallel_size,
-  describe,
-  parameter_rules,
-  parameter_shardings,
-  state_shardings,
-)
+from parallel.rules import Layout, batch_shardings, describe, gradient_shardings, parameter_shardings, state_shardings
 
 __all__ = [
+  'Layout',
   'batch_shardings',
   'check_mesh',
   'compile_evaluation',
   'compile_step',
-  'data_parallel_size',
   'describe',
+  'gradient_shardings',
   'make_mesh',
-  'parameter_rules',
   'parameter_shardings',
   'state_shardings',
 ]

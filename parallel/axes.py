@@ -9,16 +9,16 @@ device, `constrain` does nothing and `on_each_device` is the function itself, so
 import contextlib
 import contextvars
 import dataclasses
-import functools
-import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+
+from parallel.rules import Layout, mesh_axes
 
 BATCH = 'batch'
-LENGTH = 'length'
+LENGTH = 'length'  # of what attention and feed-forward read
+RESIDUAL_LENGTH = 'residual_length'  # of the residual stream: what norms, dropout and additions read
 EMBED = 'embed'
 HEADS = 'heads'
 KV_HEADS = 'kv_heads'
@@ -41,36 +41,45 @@ class Stored:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Layout:
-  mesh: Mesh
-  activation_spec: Callable[[Axes], PartitionSpec]
-  parameter_spec: Callable[[Axes], PartitionSpec]
-  on_device: bool = False  # inside a function that runs on each device's part
+class Used:
+  """Logical axes of an array that is a parameter, gathered for its use: without what ZeRO splits."""
 
-  def spec(self, axes: Axes | Stored | None) -> PartitionSpec:
+  axes: Axes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Active:
+  layout: Layout
+  on_device: bool = False  # inside a function that runs on each device's part
+  stored: tuple = ()  # inside it: axes and spec of each argument that is a stored parameter
+
+  @property
+  def mesh(self):
+    return self.layout.mesh
+
+  def spec(self, axes: Axes | Stored | Used | None, shape=None) -> PartitionSpec:
     """How the mesh splits an array, without mesh axes of size 1, over which a reduction would still be a copy."""
-    spec = self.parameter_spec(axes.axes) if isinstance(axes, Stored) else self.activation_spec(axes or ())
-    large = (tuple(name for name in _names(entry) if self.mesh.shape[name] > 1) for entry in spec)
+    if isinstance(axes, Stored):
+      spec = self.layout.parameter_spec(axes.axes, shape)
+    elif isinstance(axes, Used):
+      spec = self.layout.used_spec(axes.axes, shape)
+    else:
+      spec = self.layout.activation_spec(axes or (), None if axes is None else shape)
+    large = (tuple(name for name in mesh_axes(entry) if self.mesh.shape[name] > 1) for entry in spec)
     return PartitionSpec(*(names or None for names in large))
 
 
 _active = contextvars.ContextVar('activation_sharding', default=None)
 
 
-def activation_sharding(mesh: Mesh, activation_spec, parameter_spec=lambda axes: PartitionSpec()):
-  """Context inside which functions are traced that run over `mesh`.
-
-  Args:
-    mesh: the device mesh.
-    activation_spec: function from a tuple of logical axis names to the PartitionSpec of an activation.
-    parameter_spec: the same for a parameter; by default parameters are whole on every device.
-  """
-  return _layout(_Layout(mesh, activation_spec, parameter_spec))
+def activation_sharding(layout: Layout):
+  """Context inside which functions are traced that run over the mesh of a layout."""
+  return _activated(_Active(layout))
 
 
 @contextlib.contextmanager
-def _layout(layout):
-  token = _active.set(layout)
+def _activated(active):
+  token = _active.set(active)
   try:
     yield
   finally:
@@ -79,10 +88,10 @@ def _layout(layout):
 
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:
   """Pins activation `x`, whose dimensions are named by `axes`, to the active mesh; `x` itself without one."""
-  layout = _active.get()
-  if layout is None or layout.on_device:
+  active = _active.get()
+  if active is None or active.on_device or active.mesh.size == 1:
     return x
-  return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, layout.spec(axes)))
+  return jax.lax.with_sharding_constraint(x, NamedSharding(active.mesh, active.spec(axes, x.shape)))
 
 
 def on_each_device(function, in_axes: tuple, out_axes):
@@ -91,8 +100,8 @@ def on_each_device(function, in_axes: tuple, out_axes):
   Args:
     function: pure function of pytrees of arrays; inside it `offset`, `split_over`, `stored_over` and `sum_over` tell of
       the part.
-    in_axes: for each argument a tuple of logical axis names, one a dimension, `Stored` of one, None for an array that
-      every device gets whole, or a pytree of these that is a prefix of the argument.
+    in_axes: for each argument a tuple of logical axis names, one a dimension, `Stored` or `Used` of one, None for an
+      array that every device gets whole, or a pytree of these that is a prefix of the argument.
     out_axes: the same for what the function returns; what no axis splits must be equal on all devices.
 
   Returns:
@@ -101,38 +110,32 @@ def on_each_device(function, in_axes: tuple, out_axes):
   Raises:
     ValueError: when called with an array that the devices do not divide evenly.
   """
-  layout = _active.get()
-  if layout is None or layout.on_device or layout.mesh.size == 1:
+  active = _active.get()
+  if active is None or active.on_device or active.mesh.size == 1:
     return function
-  specs = functools.partial(jax.tree.map, layout.spec, is_leaf=_is_axes)
-  in_specs = tuple(map(specs, in_axes))
-
-  def on_part(*parts):
-    with _layout(dataclasses.replace(layout, on_device=True)):
-      return function(*parts)
 
   def on_whole(*arguments):
-    for axes, spec, argument in zip(in_axes, in_specs, arguments, strict=True):
-      jax.tree.map(functools.partial(_check_even, layout.mesh), axes, spec, argument, is_leaf=_is_axes)
-    return jax.shard_map(on_part, mesh=layout.mesh, in_specs=in_specs, out_specs=specs(out_axes))(*arguments)
+    in_specs = tuple(_specs(active, axes, argument) for axes, argument in zip(in_axes, arguments, strict=True))
+    stored = tuple((axes.axes, spec) for axes, spec in zip(in_axes, in_specs) if isinstance(axes, Stored))
+
+    def on_part(*parts):
+      with _activated(dataclasses.replace(active, on_device=True, stored=stored)):
+        return function(*parts)
+
+    out_specs = jax.tree.map(active.spec, out_axes, is_leaf=_is_axes)
+    return jax.shard_map(on_part, mesh=active.mesh, in_specs=in_specs, out_specs=out_specs)(*arguments)
 
   return on_whole
 
 
 def _is_axes(x) -> bool:
-  return x is None or isinstance(x, Stored) or type(x) is tuple and all(isinstance(y, str | None) for y in x)
+  return x is None or isinstance(x, Stored | Used) or type(x) is tuple and all(isinstance(y, str | None) for y in x)
 
 
-def _check_even(mesh, axes, spec, arrays):
-  for array in jax.tree.leaves(arrays):
-    for dimension, names in enumerate(spec):
-      parts = math.prod(mesh.shape[name] for name in _names(names))
-      if array.shape[dimension] % parts:
-        axis = (axes.axes if isinstance(axes, Stored) else axes)[dimension]
-        raise ValueError(
-          f'axis {axis!r} of size {array.shape[dimension]} in an array of shape {array.shape} does not '
-          f'divide over {parts} devices; choose a size that divides, or a smaller mesh'
-        )
+def _specs(active, axes, argument):
+  """The spec of every array of an argument, whose logical axes are a prefix of it."""
+  of_array = lambda names: lambda array: active.spec(names, array.shape)
+  return jax.tree.map(lambda names, arrays: jax.tree.map(of_array(names), arrays), axes, argument, is_leaf=_is_axes)
 
 
 def split_over(axis: str) -> tuple[str, ...]:
@@ -141,8 +144,12 @@ def split_over(axis: str) -> tuple[str, ...]:
 
 
 def stored_over(axis: str) -> tuple[str, ...]:
-  """Inside `on_each_device`: the mesh axes that split a stored parameter along a logical axis; elsewhere ()."""
-  return _mesh_axes(Stored((axis,)))
+  """Inside `on_each_device`: the mesh axes that split its stored parameters along a logical axis; elsewhere ()."""
+  active = _active.get()
+  for axes, spec in active.stored if active else ():
+    if axis in axes:
+      return mesh_axes(spec[axes.index(axis)])
+  return ()
 
 
 def offset(axis: str, local_size: int) -> jax.Array:
@@ -159,12 +166,7 @@ def sum_over(axis: str, x: jax.Array) -> jax.Array:
 
 
 def _mesh_axes(axes):
-  layout = _active.get()
-  if layout is None or not layout.on_device:
+  active = _active.get()
+  if active is None or not active.on_device:
     return ()
-  return tuple(name for names in layout.spec(axes) for name in _names(names))
-
-
-def _names(entry) -> tuple[str, ...]:
-  """The mesh axes of one entry of a PartitionSpec."""
-  return (entry,) if isinstance(entry, str) else tuple(entry or ())
+  return tuple(name for names in active.spec(axes) for name in mesh_axes(names))

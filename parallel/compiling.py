@@ -3,39 +3,35 @@
 import functools
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from parallel import axes, rules
+from parallel import axes
+from parallel.rules import Layout
 
 
-def compile_step(step, mesh: Mesh, state_shardings, batch_shardings, zero_stage: int):
-  """Jits `step(state, batch) -> (state, metrics)`: the state stays sharded and is donated, metrics are replicated.
-
-  Parameters are stored as `zero_stage` says.
-  """
+def compile_step(step, layout: Layout, state_shardings, batch_shardings):
+  """Jits `step(state, batch) -> (state, metrics)`: the state stays sharded and is donated, metrics are replicated."""
   return jax.jit(
-    _over(mesh, zero_stage, step),
+    _over(layout, step),
     donate_argnums=0,
     in_shardings=(state_shardings, batch_shardings),
-    out_shardings=(state_shardings, NamedSharding(mesh, PartitionSpec())),
+    out_shardings=(state_shardings, layout.sharding(PartitionSpec())),
   )
 
 
-def compile_evaluation(evaluate, mesh: Mesh, params_shardings, batch_shardings, zero_stage: int):
-  """Jits `evaluate(params, batch) -> metrics`; parameters are stored as `zero_stage` says."""
+def compile_evaluation(evaluate, layout: Layout, params_shardings, batch_shardings):
+  """Jits `evaluate(params, batch) -> metrics`; metrics are replicated."""
   return jax.jit(
-    _over(mesh, zero_stage, evaluate),
+    _over(layout, evaluate),
     in_shardings=(params_shardings, batch_shardings),
-    out_shardings=NamedSharding(mesh, PartitionSpec()),
+    out_shardings=layout.sharding(PartitionSpec()),
   )
 
 
-def _over(mesh, zero_stage, function):
-  parameter_spec = functools.partial(rules.parameter_spec, zero_stage=zero_stage)
-
+def _over(layout, function):
   @functools.wraps(function)
   def wrapped(*args):
-    with axes.activation_sharding(mesh, rules.activation_spec, parameter_spec):
+    with axes.activation_sharding(layout):
       return function(*args)
 
   return wrapped

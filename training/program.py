@@ -91,25 +91,25 @@ def build(
   )
 
   mesh = mesh or parallel.make_mesh(config.mesh, devices)
+  layout = parallel.Layout(mesh, config.zero_stage, config.mesh.sequence_parallel)
   create_state = lambda: init_state(task, optimizer, jax.random.key(config.seed), config.optimizer.ema_decay > 0)
   abstract_state = jax.eval_shape(create_state)
-  param_shardings = parallel.parameter_shardings(abstract_state.params, task.logical_axes, mesh, config.zero_stage)
-  shardings = parallel.state_shardings(abstract_state, abstract_state.params, param_shardings, mesh)
+  shardings = parallel.state_shardings(abstract_state, abstract_state.params, task.logical_axes, layout)
   abstract_state = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract_state, shardings
   )
-  batch_shardings = parallel.batch_shardings(task.batch_axes, mesh)
+  batch_shardings = parallel.batch_shardings(task.batch_axes, layout)
   return Program(
     model,
     task,
-    mesh,
+    layout.mesh,
     lengths,
     abstract_state,
     batch_shardings,
     init=jax.jit(create_state, out_shardings=shardings),
-    step=parallel.compile_step(step, mesh, shardings, batch_shardings, config.zero_stage),
+    step=parallel.compile_step(step, layout, shardings, batch_shardings),
     evaluate=parallel.compile_evaluation(
-      lambda params, batch: task.loss(params, batch, None)[1], mesh, param_shardings, batch_shardings, config.zero_stage
+      lambda params, batch: task.loss(params, batch, None)[1], layout, shardings.params, batch_shardings
     ),
   )
 

@@ -24,9 +24,10 @@ def validate(config, device_count: int) -> None:
     objectives.check(config.objective, config.model.family, config.data.corpus)
     _check_data(config)
     mesh = parallel.check_mesh(config.mesh, device_count)
-    _check_batch(config, parallel.data_parallel_size(mesh))
+    layout = parallel.Layout(mesh, config.zero_stage, config.mesh.sequence_parallel)
+    _check_batch(config, layout)
     _check_schedule(config)
-    _check_layout(config, mesh)
+    _check_layout(config, layout)
   except (ValueError, FileNotFoundError, ImportError) as error:
     raise ConfigError(str(error)) from error
 
@@ -41,7 +42,7 @@ def _check_data(config) -> None:
   corpora.find(config.data)
 
 
-def _check_batch(config, shards: int) -> None:
+def _check_batch(config, layout) -> None:
   length, tokens = config.data.sequence_length, config.data.batch_tokens
   accumulation_steps = config.optimizer.accumulation_steps
   if tokens % length:
@@ -49,12 +50,19 @@ def _check_batch(config, shards: int) -> None:
       f'data.batch_tokens={tokens} must be a multiple of data.sequence_length={length}; for example '
       f'--config.data.batch_tokens={max(round(tokens / length), 1) * length}'
     )
+  shards = layout.data_parallel_size
   rows, parts = tokens // length, accumulation_steps * shards
   if rows % parts:
     raise ValueError(
       f'data.batch_tokens={tokens} is {rows} rows of data.sequence_length={length}, which do not divide '
       f'into optimizer.accumulation_steps={accumulation_steps} times {shards} shards of the mesh; for '
       f'example --config.data.batch_tokens={-(-rows // parts) * parts * length}'
+    )
+  if length % layout.length_shards:
+    raise ValueError(
+      f'data.sequence_length={length} does not divide over mesh.sequence={config.mesh.sequence}'
+      + (f' times mesh.tensor={config.mesh.tensor}' if config.mesh.sequence_parallel else '')
+      + f'; for example --config.data.sequence_length={-(-length // layout.length_shards) * layout.length_shards}'
     )
   if config.model.positions == 'learned' and 0 < config.model.max_length < length:
     raise ValueError(
@@ -80,9 +88,8 @@ def _check_schedule(config) -> None:
   )
 
 
-def _check_layout(config, mesh) -> None:
+def _check_layout(config, layout) -> None:
   """Asks for the sharding of every parameter, and which ones are trained and how fast."""
-  parallel.parameter_rules(config.zero_stage)
   model_config = config.model.copy_and_resolve_references()
   with model_config.unlocked():
     # The tokenizer's size, not known yet, is rounded up to a multiple of 64.
@@ -90,7 +97,7 @@ def _check_layout(config, mesh) -> None:
     model_config.max_length = model_config.max_length or config.data.sequence_length
   created = model.create(model_config)
   params = jax.eval_shape(created.init, jax.random.key(0))
-  parallel.parameter_shardings(params, created.logical_axes(), mesh, config.zero_stage)
+  parallel.parameter_shardings(params, created.logical_axes(), layout)
   task = objectives.make_task(objectives.create(config.objective), created)
   task = trainable.freeze(task, config.optimizer.frozen)
   trainable.scale_updates(config.optimizer.learning_rate_scale, task.trained(task.logical_axes)).init(

@@ -104,7 +104,7 @@ def test_a_key_takes_its_default_and_what_a_refusal_says_to_type(path):
   [
     ('seed', 2**31, 'seed=2147483648 must be at least 0 and at most 2147483647'),
     ('seed', -1, 'seed=-1 must be at least 0'),
-    ('zero_stage', 2, 'zero_stage=2 does not exist; choose one of 0, 3'),
+    ('zero_stage', 4, 'zero_stage=4 does not exist; choose one of 0, 1, 2, 3'),
     ('zero_stage', False, 'zero_stage=False does not exist'),
     ('model.activation', 'swish', "model.activation='swish' does not exist; choose one of silu, gelu, gelu_tanh, relu"),
     ('model.norm', 'layernrm', 'for example --config.model.norm=layernorm'),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from harness.layouts import make_layout
 
 import model as model_lib
 import objectives
@@ -16,7 +17,6 @@ from configs import base
 from model import Stream, Visibility, moe, pattern
 from model.context import for_self_attention
 from parallel import axes as ax
-from parallel import rules
 from training import counting
 
 pytestmark = pytest.mark.values_only
@@ -308,10 +308,9 @@ def test_bfloat16_gradients_stay_near():
 def test_each_device_of_a_mesh_passes_its_own_tokens_and_all_share_the_losses():
   one = layer('deepseek')
   (expected, (y, found)), gradients = one.gradient(one.params, one.x)
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]).reshape(2, 1), ('data', 'fsdp'))
 
   def gradient(params, x):
-    with ax.activation_sharding(mesh, rules.activation_spec):
+    with ax.activation_sharding(make_layout(data=2)):
       return jax.value_and_grad(one._loss, (0, 1), has_aux=True)(params, ax.constrain(x, ('batch', 'length', 'embed')))
 
   (total, (other_y, other_found)), other = jax.jit(gradient)(one.params, one.x)

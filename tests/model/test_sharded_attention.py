@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from harness.layouts import make_layout
 
 import model as model_lib
 import objectives
@@ -14,18 +15,11 @@ import precision
 from configs import base
 from model.attention import attend
 from pallas_kernels import AttentionSpec, Device, attention, target
-from parallel import axes, rules
+from parallel import axes
 
 
-@pytest.fixture(scope='module')
-def mesh():
-  return jax.sharding.Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ('data', 'fsdp'))
-
-
-def _over_rows_and_heads(mesh):
-  """Layout of a mesh whose second axis splits the heads."""
-  names = {axes.BATCH: 'data', axes.HEADS: 'fsdp', axes.KV_HEADS: 'fsdp'}
-  return axes.activation_sharding(mesh, lambda given: jax.sharding.PartitionSpec(*map(names.get, given)))
+def _over_rows_and_heads():
+  return axes.activation_sharding(make_layout(data=4, tensor=2))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +30,7 @@ def _over_rows_and_heads(mesh):
     {'bias': (1, 4)},
   ],
 )
-def test_parts_give_what_the_whole_gives_dropout_and_gradients_included(mesh, fields):
+def test_parts_give_what_the_whole_gives_dropout_and_gradients_included(fields):
   normal = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
   fields = dict(fields)
   if fields.pop('segmented', False):
@@ -58,7 +52,7 @@ def test_parts_give_what_the_whole_gives_dropout_and_gradients_included(mesh, fi
   expected = gradient(functools.partial(attention, implementation='reference'))(*inputs)
 
   def on_devices(*inputs):
-    with _over_rows_and_heads(mesh):
+    with _over_rows_and_heads():
       return attend(*inputs, 'blockwise')
 
   got = gradient(on_devices)(*inputs)
@@ -67,9 +61,9 @@ def test_parts_give_what_the_whole_gives_dropout_and_gradients_included(mesh, fi
       np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_every_device_holds_only_its_rows_and_heads(mesh):
+def test_every_device_holds_only_its_rows_and_heads():
   q = jax.ShapeDtypeStruct((8, 20, 4, 8), jnp.float32)
-  with _over_rows_and_heads(mesh):
+  with _over_rows_and_heads():
     traced = jax.jit(lambda q: attend(q, q, q, AttentionSpec(causal=True), 'blockwise')).trace(q)
   text = str(traced.jaxpr)
   assert text.count('kernel[') == 1 and 'f32[2,20,2,8]' in text
@@ -94,16 +88,18 @@ def _batch():
   }
 
 
-def test_the_model_drops_the_same_on_a_mesh_as_on_one_device(mesh):
+def test_the_model_drops_the_same_on_a_mesh_as_on_one_device():
   loss, params = _loss(attention_dropout_rate=0.2)
   batch, key = _batch(), jax.random.key(0)
   expected = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch, key)
 
+  layout = make_layout(data=4, fsdp=2)
+
   def step(params, batch, key):
-    with axes.activation_sharding(mesh, rules.activation_spec):
+    with axes.activation_sharding(layout):
       return jax.value_and_grad(loss, has_aux=True)(params, batch, key)
 
-  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(('data', 'fsdp')))
+  rows = layout.sharding(layout.activation_spec((axes.BATCH,)))
   got = jax.jit(step)(params, jax.device_put(batch, rows), key)
   for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
@@ -111,7 +107,7 @@ def test_the_model_drops_the_same_on_a_mesh_as_on_one_device(mesh):
 
 @pytest.mark.parametrize('length, remat', [(64, 'none'), (1024, 'full')])
 @pytest.mark.parametrize('devices', [1, 8])
-def test_the_model_in_bfloat16_reaches_the_kernels_of_a_gpu(mesh, devices, length, remat):
+def test_the_model_in_bfloat16_reaches_the_kernels_of_a_gpu(devices, length, remat):
   config = base.get_config()
   config.model.update(
     {
@@ -130,7 +126,7 @@ def test_the_model_in_bfloat16_reaches_the_kernels_of_a_gpu(mesh, devices, lengt
   batch = dict.fromkeys(objective.batch_axes, jnp.ones((8, length), jnp.int32))
 
   def step(params, batch, key):
-    context = axes.activation_sharding(mesh, rules.activation_spec) if devices > 1 else contextlib.nullcontext()
+    context = axes.activation_sharding(make_layout(data=devices)) if devices > 1 else contextlib.nullcontext()
     with context:
       return jax.grad(loss, has_aux=True)(params, batch, key)
 

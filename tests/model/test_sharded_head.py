@@ -43,7 +43,7 @@ def _compiled(model, params, data, fsdp, zero_stage):
   """value_and_grad of the total as training and evaluation compile it."""
   config = base.get_config()
   config.mesh.update({'data': data, 'fsdp': fsdp})
-  mesh = parallel.make_mesh(config.mesh)
+  layout = parallel.Layout(parallel.make_mesh(config.mesh), zero_stage)
   axes = {'head': model.logical_axes()['head']}
 
   def total(params, batch):
@@ -51,10 +51,10 @@ def _compiled(model, params, data, fsdp, zero_stage):
     return result.total / 3, result
 
   gradient = lambda params, batch: jax.value_and_grad(total, has_aux=True)(params, batch)
-  shardings = parallel.parameter_shardings(params, axes, mesh, zero_stage)
+  shardings = parallel.parameter_shardings(params, axes, layout)
   batch_axes = {'hidden': (ax.BATCH, ax.LENGTH, ax.EMBED), 'labels': (ax.BATCH, ax.LENGTH)}
-  batch_shardings = parallel.batch_shardings(batch_axes, mesh)
-  return parallel.compile_evaluation(gradient, mesh, shardings, batch_shardings, zero_stage)
+  batch_shardings = parallel.batch_shardings(batch_axes, layout)
+  return parallel.compile_evaluation(gradient, layout, shardings, batch_shardings)
 
 
 @pytest.fixture(scope='module')

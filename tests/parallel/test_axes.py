@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, PartitionSpec
+from harness.layouts import make_layout
 
-from parallel import axes, rules
+from parallel import axes
 
 
 class Pair(NamedTuple):
@@ -17,15 +17,11 @@ class Pair(NamedTuple):
 
 
 @pytest.fixture(scope='module')
-def mesh():
-  return Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ('data', 'fsdp'))
+def layout():
+  return make_layout(3, data=4, fsdp=2)
 
 
-def _layout(mesh, zero_stage=3):
-  return axes.activation_sharding(mesh, rules.activation_spec, lambda names: rules.parameter_spec(names, zero_stage))
-
-
-def test_each_device_runs_on_its_part_and_knows_where_it_lies(mesh):
+def test_each_device_runs_on_its_part_and_knows_where_it_lies(layout):
   shapes = []
 
   def function(arrays, table, scale):
@@ -43,7 +39,7 @@ def test_each_device_runs_on_its_part_and_knows_where_it_lies(mesh):
     return axes.on_each_device(function, in_axes, Pair((axes.BATCH, axes.VOCAB), ()))(arrays, table, scale)
 
   def on_mesh(*arguments):
-    with _layout(mesh):
+    with axes.activation_sharding(layout):
       return run(*arguments)
 
   normal = lambda *shape: np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -57,11 +53,10 @@ def test_each_device_runs_on_its_part_and_knows_where_it_lies(mesh):
   np.testing.assert_allclose(gradient, np.tile(2 * arguments[0]['x'].sum(0), (5, 1)), rtol=1e-4)
 
 
-def test_without_several_devices_it_is_the_function_itself(mesh):
+def test_without_several_devices_it_is_the_function_itself():
   function = lambda x: x
-  one = Mesh(mesh.devices[:1, :1], mesh.axis_names)
   assert axes.on_each_device(function, ((axes.BATCH,),), (axes.BATCH,)) is function
-  with _layout(one):
+  with axes.activation_sharding(make_layout()):
     assert axes.on_each_device(function, ((axes.BATCH,),), (axes.BATCH,)) is function
   assert axes.offset(axes.BATCH, 3) == 0 and axes.split_over(axes.BATCH) == axes.stored_over(axes.EMBED) == ()
   assert axes.sum_over(axes.BATCH, function) is function
@@ -70,21 +65,10 @@ def test_without_several_devices_it_is_the_function_itself(mesh):
 @pytest.mark.parametrize(
   'in_axes, words',
   [
-    ((axes.BATCH, None), r"axis 'batch' of size 12 in an array of shape \(12, 5\) does not divide over 8 devices"),
-    (axes.Stored((axes.LENGTH, axes.EMBED)), r"axis 'embed' of size 5 .* over 2 devices; choose a size that divides"),
+    ((axes.BATCH, None), "axis 'batch' of size 12 does not divide over mesh.data times mesh.fsdp .* = 8 devices"),
+    (axes.Stored((axes.LENGTH, axes.EMBED)), "axis 'embed' of size 5 .* mesh.fsdp = 2 devices; choose a size"),
   ],
 )
-def test_what_does_not_divide_is_refused_in_words(mesh, in_axes, words):
-  with _layout(mesh), pytest.raises(ValueError, match=words):
+def test_what_does_not_divide_is_refused_in_words(layout, in_axes, words):
+  with axes.activation_sharding(layout), pytest.raises(ValueError, match=words):
     axes.on_each_device(lambda x: x, (in_axes,), in_axes)(jnp.zeros((12, 5)))
-
-
-def test_parameters_are_whole_where_no_rule_is_given(mesh):
-  with axes.activation_sharding(mesh, rules.activation_spec):
-    inside = lambda x: x + len(axes.stored_over(axes.EMBED))
-    assert axes.on_each_device(inside, (axes.Stored((axes.EMBED,)),), None)(jnp.zeros(5)).sum() == 0
-
-
-def test_parameter_spec_is_that_of_the_zero_stage():
-  assert rules.parameter_spec((axes.VOCAB, axes.EMBED), 3) == PartitionSpec(None, ('fsdp',))
-  assert rules.parameter_spec((axes.VOCAB, axes.EMBED), 0) == PartitionSpec(None, None)

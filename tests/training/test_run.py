@@ -202,10 +202,9 @@ def gradients(config):
   shardings = jax.tree.map(lambda leaf: leaf.sharding, compiled.abstract_state.params)
   gradient = parallel.compile_evaluation(
     lambda params, batch: jax.grad(compiled.task.loss, has_aux=True)(params, batch, None)[0],
-    compiled.mesh,
+    parallel.Layout(compiled.mesh, config.zero_stage, config.mesh.sequence_parallel),
     shardings,
     compiled.batch_shardings,
-    config.zero_stage,
   )
   return [np.asarray(leaf) for leaf in jax.tree.leaves(gradient(compiled.init().params, random_batch(0)))]
 

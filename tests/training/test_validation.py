@@ -55,9 +55,9 @@ def test_what_can_run_passes(overrides):
     ),
     (['optimizer.accumulation_steps=3'], 'optimizer.accumulation_steps=3 times 8 shards'),
     (['optimizer.schedule=wsd', 'train.steps=12'], 'make optimizer.warmup or optimizer.decay shorter'),
-    (['mesh.tensor=2'], 'mesh.tensor=2 does not exist yet; set mesh.tensor=1'),
-    (['mesh.fsdp=3'], 'mesh.fsdp=3 does not divide the 8 devices'),
-    (['mesh.data=16'], 'needs 16 devices; there are 8; set mesh.data=-1'),
+    (['mesh.tensor=8'], "axis 'heads' of size 4 does not divide over mesh.tensor = 8 devices"),
+    (['mesh.fsdp=3'], 'which does not divide the 8 devices'),
+    (['mesh.data=16'], 'needs 16 devices; there are 8; set one of them to -1'),
     (['mesh.fsdp=8', 'zero_stage=3', 'model.embed_dim=60', 'model.head_dim=16'], 'of size 60 does not divide over'),
   ],
 )

@@ -100,7 +100,10 @@ def utilisation(case, model, tokens_per_second: float) -> dict:
   peak = hardware.peak_flops(jax.local_devices()[:1], 'bfloat16')
   model_config = model.config
   attention = 12 * model_config.num_layers * model_config.num_heads * model_config.head_dim * case.length
-  per_token = {'mfu': counting.flops_per_token(model, case.length), 'mfu_all_parameters': 6 * model.num_params + attention}
+  per_token = {
+    'mfu': counting.flops_per_token(model, case.length),
+    'mfu_all_parameters': 6 * model.num_params + attention,
+  }
   return {name: tokens_per_second * flops / peak if peak else None for name, flops in per_token.items()}
 
 

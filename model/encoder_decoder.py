@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from model import tower, vocabulary
 from model import metrics as metrics_lib
+from model import tower, vocabulary
 from model.context import Cache, Context, Side
 from model.decoder import Model
 from model.stream import Stream, Visibility

@@ -1,10 +1,11 @@
 """Layout of a run over devices: mesh, sharding rules, compilation."""
 
 from parallel.compiling import compile_evaluation, compile_step
-from parallel.mesh import check_mesh, make_mesh
+from parallel.mesh import AXES, check_mesh, make_mesh
 from parallel.rules import Layout, batch_shardings, describe, gradient_shardings, parameter_shardings, state_shardings
 
 __all__ = [
+  'AXES',
   'Layout',
   'batch_shardings',
   'check_mesh',

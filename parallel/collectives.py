@@ -92,7 +92,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def _group(rest) -> tuple[int, ...]:
-  """The first of `replica_groups`, which are listed, {{0,1},{2,3}}, or counted out: [2,2]<=[4] or [2,2]<=[2,2]T(1,0)."""
+  """The first of `replica_groups`: listed, {{0,1},{2,3}}, or counted out, [2,2]<=[4] or [2,2]<=[2,2]T(1,0)."""
   if listed := re.search(r'replica_groups=\{\{([\d,]*)\}', rest):
     return tuple(map(int, listed.group(1).split(',')))
   if counted := re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', rest):

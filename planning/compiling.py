@@ -2,14 +2,12 @@
 
 import collections
 import dataclasses
-import math
 import re
 import time
 
 import jax
 
-import scaling
-from pallas_kernels import target
+from pallas_kernels import Device, target
 from parallel.collectives import Collective, collectives
 from planning import setup, topology
 from training import program
@@ -67,18 +65,19 @@ class Compiled:
     return sorted(rows, key=lambda row: -row[3])
 
 
-def step(config, where: topology.Topology, target_config: str | None = None) -> Compiled:
-  """Compiles the training step of a resolved config.
+def step(problem: setup.Problem, config, where: topology.Topology, target_config: str | None = None) -> Compiled:
+  """Compiles the training step of a config; arguments as of `estimate.estimate` and `topology.devices`.
 
   Raises:
     DoesNotFit: the compiler says that the memory does not suffice.
     ValueError: the config cannot be laid out over these devices, or nothing can be compiled for them here.
   """
   devices = topology.devices(where, target_config)
-  with target(topology.kind(devices[0])):
+  with target(Device.of(devices[0])):
     start = time.perf_counter()
     built = program.build(config, epoch_steps=1.0, devices=devices)
-    lowered = built.step.lower(built.abstract_state, setup.batch_shapes(config, built.batch_shardings))
+    rows = config.data.batch_tokens // config.data.sequence_length
+    lowered = built.step.lower(built.abstract_state, setup.batch_shapes(problem.row, rows, built.batch_shardings))
     middle = time.perf_counter()
     try:
       compiled = lowered.compile()
@@ -108,34 +107,3 @@ def _explained(error, where):
     return ValueError(f'the step does not compile for {where.text}: {error}')
   needed, available = (int(float(found[i]) * _UNITS[found[i + 1]]) for i in (1, 3))
   return DoesNotFit(f'{where.text}: the compiler: {found.group()}', needed, available)
-
-
-def exchange(kind: str, axes: tuple[str, ...], moved: float, mesh_shape, where: topology.Topology) -> scaling.Exchange:
-  """A collective over axes of a mesh, as the roofline wants it.
-
-  Args:
-    kind, axes, moved: as in `Compiled.exchanges`.
-    mesh_shape: sizes by name, outermost first.
-    where: the devices, of which those beside each other in the mesh are joined by links.
-  """
-  size = math.prod(mesh_shape[name] for name in axes)
-  device = where.device
-  first, stride = 1, 1
-  if not device.torus and where.num_devices > device.island:
-    # The devices of a group that stand in one island: axes are laid out innermost first.
-    here = 1
-    for name in reversed(tuple(mesh_shape)):
-      inside = math.gcd(mesh_shape[name], max(1, device.island // stride))
-      here *= inside if name in axes else 1
-      stride *= mesh_shape[name]
-    first = size // here
-  return scaling.Exchange(kind, moved, size, first, '+'.join(axes), _dimensions(size, where))
-
-
-def _dimensions(size, where) -> int:
-  """Dimensions of the torus that a group fills; an axis is laid along one before it takes the next."""
-  filled, product = 0, 1
-  for length in sorted(where.shape):
-    product *= length
-    filled += product <= size
-  return max(1, filled)

@@ -4,8 +4,12 @@ import dataclasses
 import math
 
 import jax
+from jax.sharding import PartitionSpec
 
-from training.program import Program
+import parallel
+from training.state import TrainState
+
+KINDS = ('parameters', 'optimizer', 'average')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,11 +17,11 @@ class Leaf:
   """One array of the state.
 
   Attributes:
-    kind: 'parameters', 'optimizer', 'average' or 'counters'.
+    kind: one of `KINDS`, or 'counters'.
     path: its name.
     shape: of the whole array.
     dtype: of its values.
-    spec: mesh axes of each dimension, in words; '' = whole on every device.
+    spec: mesh axes that split each dimension.
     bytes: on one device.
   """
 
@@ -25,35 +29,43 @@ class Leaf:
   path: str
   shape: tuple[int, ...]
   dtype: str
-  spec: str
+  spec: PartitionSpec
   bytes: int
 
 
-def leaves(program: Program) -> list[Leaf]:
-  """Every array of the state of a program."""
-  state, found = program.abstract_state, []
-  parts = (('parameters', state.params), ('optimizer', state.opt_state), ('average', state.ema))
-  for kind, tree in (*parts, ('counters', {'updates': state.updates})):
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-      name = jax.tree_util.keystr(path, simple=True, separator='/')
-      found.append(Leaf(kind, name, leaf.shape, str(leaf.dtype), words(leaf.sharding.spec), device_bytes(leaf)))
+def state_leaves(state: TrainState, logical_axes, layout: parallel.Layout) -> list[Leaf]:
+  """Every array of a state in a layout, whose mesh may be abstract.
+
+  Args:
+    state: TrainState of ShapeDtypeStructs.
+    logical_axes: of the parameters, as `objectives.Task` has them.
+    layout: of the run.
+
+  Raises:
+    ValueError: an array cannot be split as the layout says.
+  """
+  shardings = parallel.state_shardings(state, state.params, logical_axes, layout)
+  found = []
+  for kind, field in (*zip(KINDS, ('params', 'opt_state', 'ema')), ('counters', 'updates')):
+    leaves = jax.tree_util.tree_leaves_with_path(getattr(state, field))
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(getattr(shardings, field)), strict=True):
+      name = jax.tree_util.keystr(path, simple=True, separator='/') or field
+      size = device_bytes(leaf, sharding)
+      found.append(Leaf(kind, name, leaf.shape, str(leaf.dtype), sharding.spec, size))
   return found
 
 
-def device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+def device_bytes(leaf, sharding) -> int:
   """Bytes that one device holds of an array with a sharding."""
-  return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+  return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
-def bytes_by_kind(program: Program) -> dict[str, int]:
-  """Bytes of the state on one device, by kind."""
-  totals = dict.fromkeys(('parameters', 'optimizer', 'average'), 0)
-  for leaf in leaves(program):
-    totals[leaf.kind] = totals.get(leaf.kind, 0) + leaf.bytes
-  return totals
+def bytes_by_kind(leaves: list[Leaf]) -> dict[str, int]:
+  """Bytes on one device by kind, counters left out."""
+  return {kind: sum(leaf.bytes for leaf in leaves if leaf.kind == kind) for kind in KINDS}
 
 
-def words(spec) -> str:
-  """A PartitionSpec as text: 'fsdp, -, tensor'."""
+def words(spec: PartitionSpec) -> str:
+  """A PartitionSpec as text: 'fsdp, -, tensor'; 'whole' where nothing is split."""
   entries = [entry if isinstance(entry, str) else '+'.join(entry or ()) for entry in spec]
-  return ', '.join(entry or '-' for entry in entries) if any(entries) else ''
+  return ', '.join(entry or '-' for entry in entries) if any(entries) else 'whole'

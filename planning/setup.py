@@ -1,13 +1,51 @@
 """What a plan needs of a config and training takes from data: sizes that the tokenizer decides, shapes of a batch."""
 
+import dataclasses
+import functools
 import types
 
 import jax
 import numpy as np
 
 import objectives
+import parallel
 from data.tokenizers.bytes import BytesTokenizer
-from training import resolution
+from training import configs, program, resolution
+from training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+  """What is the same for every layout of a config.
+
+  Attributes:
+    config: resolved.
+    model: its pure functions.
+    task: what is trained.
+    state: TrainState of ShapeDtypeStructs.
+    row: the arrays of one row of a batch.
+  """
+
+  config: object
+  model: object
+  task: objectives.Task
+  state: TrainState
+  row: dict[str, jax.ShapeDtypeStruct]
+
+  @classmethod
+  def of(cls, config) -> 'Problem':
+    """Of a resolved config. Raises ValueError where model, objective or optimizer are inconsistent."""
+    alone = configs.from_json(configs.to_json(config)).unlock()
+    alone.mesh.update({axis: 1 for axis in parallel.AXES}, sequence_parallel=False, slices=1)
+    built = program.build(alone, epoch_steps=1.0, devices=jax.devices('cpu')[:1])
+    return cls(config, built.model, built.task, built.abstract_state, _row(config))
+
+  @functools.cached_property
+  def parameters(self) -> list:
+    """(array, logical axes, whether it is trained) of every parameter."""
+    leaves = lambda tree: jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, tuple))
+    trees = self.state.params, self.task.logical_axes, self.task.trainable
+    return list(zip(*map(leaves, trees), strict=True))
 
 
 def resolve(config):
@@ -21,13 +59,18 @@ def resolve(config):
   return resolution.resolve(config, tokenizer)
 
 
-def batch_shapes(config, shardings: dict | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-  """The arrays of a batch of the config's objective: those of one row of bytes, as often as a batch has rows.
+def batch_shapes(row: dict, rows: int, shardings: dict | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+  """The arrays of a batch of so many rows, with shardings or without."""
+  return {
+    name: jax.ShapeDtypeStruct(
+      (rows, *leaf.shape[1:]), leaf.dtype, sharding=None if shardings is None else shardings[name]
+    )
+    for name, leaf in row.items()
+  }
 
-  Args:
-    config: the whole config.
-    shardings: of each array; None: not said.
-  """
+
+def _row(config) -> dict:
+  """What the objective makes of one row of bytes."""
   length = config.data.sequence_length
   special = BytesTokenizer().reserving(objectives.reserved(config.objective)).special
   objective = objectives.create(config.objective, special)
@@ -37,13 +80,7 @@ def batch_shapes(config, shardings: dict | None = None) -> dict[str, jax.ShapeDt
     rows = _raw_rows(config.data.target_length or length, special.eos_id)
     rows |= {f'source_{name}': values for name, values in sources.items()}
   one = objective.examples(rows, np.zeros((1, 3), np.int64))
-  count = config.data.batch_tokens // length
-  return {
-    name: jax.ShapeDtypeStruct(
-      (count, *array.shape[1:]), array.dtype, sharding=None if shardings is None else shardings[name]
-    )
-    for name, array in one.items()
-  }
+  return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in one.items()}
 
 
 def _raw_rows(length, eos_id):

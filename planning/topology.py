@@ -9,9 +9,8 @@ import re
 import jax
 from jax.experimental import topologies
 
+import scaling
 import scaling.hardware
-from pallas_kernels import Device
-from scaling import Accelerator
 
 _H200 = pathlib.Path(__file__).with_name('h200.txtpb')
 _EXAMPLES = 'v5e:16x16, v5p:8x8x8 or h200:32'
@@ -34,7 +33,7 @@ class Topology:
   """
 
   text: str
-  accelerator: Accelerator
+  accelerator: scaling.Accelerator
   shape: tuple[int, ...]
 
   @property
@@ -47,7 +46,7 @@ class Topology:
     return self.num_chips * self.accelerator.devices
 
   @property
-  def device(self) -> Accelerator:
+  def device(self) -> scaling.Accelerator:
     """One JAX device's share of a chip."""
     return self.accelerator.device
 
@@ -136,6 +135,32 @@ def _gpu(topology, target_config):
   )
 
 
-def kind(device: jax.Device) -> Device:
-  """What kernels are chosen for."""
-  return Device.of(device)
+def exchange(kind: str, axes: tuple[str, ...], moved: float, mesh_shape, where: Topology) -> scaling.Exchange:
+  """A collective over axes of a mesh, as the roofline wants it.
+
+  Args:
+    kind, axes, moved: of one device, all calls of a step together.
+    mesh_shape: sizes by name, outermost first.
+    where: the devices, of which those beside each other in the mesh are joined by links.
+  """
+  size = math.prod(mesh_shape[name] for name in axes)
+  device = where.device
+  islands, stride = 1, 1
+  if not device.torus and where.num_devices > device.island:
+    # The devices of a group that stand in one island: axes are laid out innermost first.
+    here = 1
+    for name in reversed(tuple(mesh_shape)):
+      inside = math.gcd(mesh_shape[name], max(1, device.island // stride))
+      here *= inside if name in axes else 1
+      stride *= mesh_shape[name]
+    islands = size // here
+  return scaling.Exchange(kind, moved, size, islands, '+'.join(axes), _dimensions(size, where))
+
+
+def _dimensions(size, where) -> int:
+  """Dimensions of the torus that a group fills; an axis is laid along one before it takes the next."""
+  filled, product = 0, 1
+  for length in sorted(where.shape):
+    product *= length
+    filled += product <= size
+  return max(1, filled)

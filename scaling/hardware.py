@@ -30,8 +30,8 @@ class Accelerator:
     link_bandwidth: what a chip can send over all of its links to the chips around it (ICI, NVLink), B/s, one direction.
     torus: dimensions of the torus that the links form; 0 = a switch joins all.
     island: chips that the links join at most: of a pod, or of a host with GPUs.
-    network_bandwidth: what a chip's share of the network between islands can send (DCN, InfiniBand), B/s, one direction;
-      None where none is published.
+    network_bandwidth: what a chip's share of the network between islands (DCN, InfiniBand) can send, B/s, one
+      direction; None where none is published.
     sources: where the figures are from.
     devices: JAX devices a chip has; they share all of the above.
   """
@@ -68,24 +68,18 @@ class Accelerator:
 
 # Google states the bandwidth of ICI for both directions together; halved here. That of DCN is stated in Gb/s.
 ACCELERATORS = (
-  Accelerator(
-    'v4', ('TPU v4',), 275e12, 275e12, None, 32 * _GIB, 1200e9, 300e9, 3, 4096, None, (_V4, _JOUPPI)
-  ),
+  Accelerator('v4', ('TPU v4',), 275e12, 275e12, None, 32 * _GIB, 1200e9, 300e9, 3, 4096, None, (_V4, _JOUPPI)),
   Accelerator(
     'v5e', ('TPU v5 lite', 'TPU v5e'), 197e12, 393e12, None, 16 * _GIB, 819e9, 200e9, 2, 256, 3.125e9, (_V5E,)
   ),
   Accelerator(
     'v5p', ('TPU v5',), 459e12, 918e12, 459e12, 95 * _GIB, 2765e9, 600e9, 3, 8960, 6.25e9, (_V5P, _TPU7X, _V5P_INT8)
   ),
-  Accelerator(
-    'v6e', ('TPU v6',), 918e12, 1836e12, 918e12, 32 * _GIB, 1638e9, 400e9, 2, 256, 12.5e9, (_V6E, _TPU7X)
-  ),
+  Accelerator('v6e', ('TPU v6',), 918e12, 1836e12, 918e12, 32 * _GIB, 1638e9, 400e9, 2, 256, 12.5e9, (_V6E, _TPU7X)),
   Accelerator(
     'tpu7x', ('TPU7x',), 2307e12, None, 4614e12, 192 * _GIB, 7380e9, 600e9, 3, 9216, 12.5e9, (_TPU7X,), devices=2
   ),
-  Accelerator(
-    'a100', ('NVIDIA A100',), 312e12, 624e12, None, 80 * _GIB, 2039e9, 300e9, 0, 8, 25e9, (_A100, _DGX)
-  ),
+  Accelerator('a100', ('NVIDIA A100',), 312e12, 624e12, None, 80 * _GIB, 2039e9, 300e9, 0, 8, 25e9, (_A100, _DGX)),
   Accelerator(
     'h100-pcie', ('NVIDIA H100 PCIe',), 756e12, 1513e12, 1513e12, 80 * _GIB, 2e12, 300e9, 0, 2, 50e9, (_H100, _DGX)
   ),
@@ -93,18 +87,7 @@ ACCELERATORS = (
     'h100-nvl', ('NVIDIA H100 NVL',), 835e12, 1671e12, 1671e12, 94 * _GIB, 3.9e12, 300e9, 0, 2, 50e9, (_H100, _DGX)
   ),
   Accelerator(
-    'h100',
-    ('NVIDIA H100',),
-    989.4e12,
-    1978.9e12,
-    1978.9e12,
-    80 * _GIB,
-    3.35e12,
-    450e9,
-    0,
-    8,
-    50e9,
-    (_H100, _DGX),
+    'h100', ('NVIDIA H100',), 989.4e12, 1978.9e12, 1978.9e12, 80 * _GIB, 3.35e12, 450e9, 0, 8, 50e9, (_H100, _DGX)
   ),
   Accelerator(
     'h200',

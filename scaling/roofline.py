@@ -1,7 +1,7 @@
 """The least time a step can take: arithmetic over peak, bytes over bandwidth, messages over links.
 
-Williams et al. 2009; for collectives on rings and tori Austin et al. 2025, How to Scale Your Model, chapter 3. Overlap is
-perfect and every peak is reached, so that a real step takes longer.
+Williams et al. 2009; for collectives on rings and tori Austin et al. 2025, How to Scale Your Model, chapter 3. Overlap
+is perfect and every peak is reached, so that a real step takes longer.
 """
 
 import collections

@@ -17,6 +17,11 @@ def parameters(model) -> scaling.Parameters:
   return scaling.parameters.count(zip(shapes, axes, strict=True), moe_config.num_experts, moe_config.experts_per_token)
 
 
+def towers(model) -> list:
+  """The stacks of a model, the one that reads another's output last."""
+  return [model.encoder, model.decoder] if model.config.family == 'encoder_decoder' else [model.tower]
+
+
 def row_work(model, length: int, source_length: int = 0, targets: int = 0) -> scaling.Work:
   """The forward pass of a row.
 
@@ -27,11 +32,11 @@ def row_work(model, length: int, source_length: int = 0, targets: int = 0) -> sc
     targets: tokens that a second stream predicts; 0 = there is one stream, and each token has a prediction.
   """
   if model.config.family == 'encoder_decoder':
-    encoder, decoder = model.encoder, model.decoder
+    encoder, decoder = towers(model)
     of_encoder = scaling.tower_work(encoder.config, source_length, encoder.windows, encoder.expert_layers)
     of_decoder = scaling.tower_work(decoder.config, length, decoder.windows, decoder.expert_layers, source_length)
     return of_encoder + of_decoder + scaling.head_work(model.config, length)
-  tower = model.tower
+  (tower,) = towers(model)
   of_tower = scaling.tower_work(tower.config, length, tower.windows, tower.expert_layers, targets=targets)
   return of_tower + scaling.head_work(model.config, targets or length)
 

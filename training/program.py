@@ -55,16 +55,13 @@ class Program:
   evaluate: Callable
 
 
-def build(
-  config, epoch_steps: float | None = None, devices: Sequence[jax.Device] | None = None, mesh: Mesh | None = None
-) -> Program:
+def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device] | None = None) -> Program:
   """Builds the program of a config whose model sizes are known; nothing is compiled yet.
 
   Args:
     config: the whole config, `model.vocab_size` given.
     epoch_steps: steps of one pass over the training data, for durations in epochs.
     devices: of the mesh; None: all. Those of a topology can be compiled for without being there.
-    mesh: to use instead of the config's; an AbstractMesh gives layouts alone.
 
   Raises:
     ValueError: a duration cannot be converted, or a parameter cannot be sharded over the mesh.
@@ -90,8 +87,7 @@ def build(
     ema_decay=config.optimizer.ema_decay,
   )
 
-  mesh = mesh or parallel.make_mesh(config.mesh, devices)
-  layout = parallel.Layout(mesh, config.zero_stage, config.mesh.sequence_parallel)
+  layout = parallel.Layout(parallel.make_mesh(config.mesh, devices), config.zero_stage, config.mesh.sequence_parallel)
   create_state = lambda: init_state(task, optimizer, jax.random.key(config.seed), config.optimizer.ema_decay > 0)
   abstract_state = jax.eval_shape(create_state)
   shardings = parallel.state_shardings(abstract_state, abstract_state.params, task.logical_axes, layout)

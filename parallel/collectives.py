@@ -92,7 +92,8 @@ def collectives(text: str) -> list[Collective]:
 
 
 def _group(rest) -> tuple[int, ...]:
-  """The first of `replica_groups`: listed, {{0,1},{2,3}}, or counted out, [2,2]<=[4] or [2,2]<=[2,2]T(1,0)."""
+  """The first of `replica_groups`, in one of three forms: listed, {{0,1},{2,3}}; counted out, [2,2]<=[4] or
+  [2,2]<=[2,2]T(1,0); axes of a mesh, mesh['a'=2,'b'=2] {'b'}, an axis perhaps in parts, 'a':(1)2 the outer half of it."""
   if listed := re.search(r'replica_groups=\{\{([\d,]*)\}', rest):
     return tuple(map(int, listed.group(1).split(',')))
   if counted := re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', rest):
@@ -100,9 +101,22 @@ def _group(rest) -> tuple[int, ...]:
     numbers = np.arange(math.prod(of)).reshape(of)
     numbers = numbers if order is None else numbers.transpose(order)
     return tuple(numbers.reshape(-1, shape[-1])[0].tolist())
-  if re.search(r'replica_groups=[^{\s]', rest) or 'replica_groups={@' in rest:
-    raise ValueError(f'replica groups of an unknown form: {re.search(r"replica_groups=.{0,80}", rest).group()}')
+  if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+    return _group_of_mesh(*named.groups())
+  if unknown := re.search(r'replica_groups=(?!\{\}).{0,80}', rest):
+    raise ValueError(f'replica groups of an unknown form: {unknown.group()}')
   return ()
+
+
+def _group_of_mesh(mesh: str, axes: str) -> tuple[int, ...]:
+  sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh)}
+  numbers = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+  index = [slice(0, 1)] * len(sizes)
+  for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", axes):
+    whole, place = sizes[name], list(sizes).index(name)
+    inner = whole // (int(before) * int(size)) if size else 1
+    index[place] = slice(0, int(size) * inner if size else whole, inner)
+  return tuple(numbers[tuple(index)].ravel().tolist())
 
 
 def _pairs(rest) -> tuple[tuple[int, int], ...]:

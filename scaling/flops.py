@@ -42,17 +42,24 @@ def head_work(model_config, targets: float = 1) -> Work:
 
 
 def tower_work(
-  model_config, length: int, windows: Sequence[int], expert_layers: int = 0, source_length: int = 0, targets: int = 0
+  model_config,
+  length: int,
+  windows: Sequence[int],
+  expert_layers: int = 0,
+  source_length: int = 0,
+  targets: int = 0,
+  rows: int = 1,
 ) -> Work:
-  """The forward pass of a stack for one row.
+  """The forward pass of a stack.
 
   Args:
     model_config: resolved, with the sizes of the stack.
-    length: tokens of the row.
+    length: tokens of a row.
     windows: tokens that each layer attends to; 0 = all.
     expert_layers: layers with experts, of which those weights count that a token passes.
     source_length: tokens of another stack that each layer attends to as well; 0 = none.
     targets: places of a second stream of queries (Yang et al. 2019), which the keys do not see.
+    rows: of the batch.
   """
   layers, queries = model_config.num_layers, length + targets
   latent_config, head_dim = model_config.attention.latent, model_config.head_dim
@@ -68,13 +75,13 @@ def tower_work(
   if source_length:
     weights += layers * (of_queries * length + of_keys * source_length)
     pairs += length * source_length * layers * (scores + values)
-  if model_config.positions == 'xlnet':  # every distance from -length to length is a key too
-    distances = 2 * length - 1
-    weights += layers * distances * model_config.embed_dim * model_config.num_heads * head_dim
+  distances, shared = 2 * length - 1, 0
+  if model_config.positions == 'xlnet':  # every distance is a key too, the same for all rows
+    shared = layers * distances * model_config.embed_dim * model_config.num_heads * head_dim
     pairs += queries * distances * layers * head_dim
   if model_config.positions == 'shaw':
-    pairs += queries * (2 * length - 1) * layers * (scores + values)
-  return Work(2 * weights, 2 * model_config.num_heads * pairs)
+    pairs += queries * distances * layers * (scores + values)
+  return Work(2 * (weights * rows + shared), 2 * model_config.num_heads * pairs * rows)
 
 
 def _projections(model_config) -> tuple[int, int]:

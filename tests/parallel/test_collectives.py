@@ -108,6 +108,14 @@ class TestMeshAxes:
     assert self.axes('all-reduce(%a), replica_groups=[4,2]<=[2,2,2]T(0,2,1)') == ('fsdp',)
     assert self.axes('all-reduce(%a), replica_groups=[2,4]<=[4,2]T(1,0)') == ('data', 'fsdp')
 
+  def test_axes_of_a_mesh(self):
+    mesh = "replica_groups=mesh['a'=2,'b'=2,'c'=2]"
+    assert self.axes(f"all-reduce(%a), {mesh} {{'b'}}") == ('fsdp',)
+    assert self.axes(f"all-reduce(%a), {mesh} {{'a','c'}}") == ('data', 'tensor')
+    parts = "replica_groups=mesh['all'=8]"
+    assert self.axes(f"all-reduce(%a), {parts} {{'all':(1)2}}") == ('data',)
+    assert self.axes(f"all-reduce(%a), {parts} {{'all':(2)2}}") == ('fsdp',)
+
   def test_pairs(self):
     line = 'collective-permute(%a), source_target_pairs={{0,2},{2,0},{4,6},{6,4},{1,1}}'
     assert self.axes(line) == ('fsdp',)

@@ -93,7 +93,7 @@ def collectives(text: str) -> list[Collective]:
 
 def _group(rest) -> tuple[int, ...]:
   """The first of `replica_groups`, in one of three forms: listed, {{0,1},{2,3}}; counted out, [2,2]<=[4] or
-  [2,2]<=[2,2]T(1,0); axes of a mesh, mesh['a'=2,'b'=2] {'b'}, an axis perhaps in parts, 'a':(1)2 the outer half of it."""
+  [2,2]<=[2,2]T(1,0); axes of a mesh, mesh['a'=2,'b'=4] {'b'}, of which a part may be named: 'b':(1)2 its outer half."""
   if listed := re.search(r'replica_groups=\{\{([\d,]*)\}', rest):
     return tuple(map(int, listed.group(1).split(',')))
   if counted := re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', rest):
@@ -101,7 +101,7 @@ def _group(rest) -> tuple[int, ...]:
     numbers = np.arange(math.prod(of)).reshape(of)
     numbers = numbers if order is None else numbers.transpose(order)
     return tuple(numbers.reshape(-1, shape[-1])[0].tolist())
-  if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+  if named := re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', rest):
     return _group_of_mesh(*named.groups())
   if unknown := re.search(r'replica_groups=(?!\{\}).{0,80}', rest):
     raise ValueError(f'replica groups of an unknown form: {unknown.group()}')

@@ -6,6 +6,7 @@ gradients, the head and its gradient, a chunk of logits.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -91,12 +92,13 @@ def estimate(problem: setup.Problem, config, where: topology.Topology, traced: C
   """
   mesh = parallel.check_mesh(config.mesh, where.num_devices)
   plan = parallel.Layout(mesh, config.zero_stage, config.mesh.sequence_parallel)
-  held = layout.bytes_by_kind(layout.state_leaves(problem.state, problem.task.logical_axes, plan))
+  state_bytes, gradient_bytes = _state(problem, plan)
+  held = dict(state_bytes)
   shapes = setup.batch_shapes(problem.row, config.data.batch_tokens // config.data.sequence_length)
   shardings = parallel.batch_shardings(problem.task.batch_axes, plan)
   held['batch'] = sum(layout.device_bytes(leaf, shardings[name]) for name, leaf in shapes.items())
   part, kept, whole = _part(config, problem, plan, shapes), traced(config.model.remat), traced('none')
-  held['gradients'] = _gradient_bytes(problem, plan) * (2 if part.microbatches > 1 else 1)
+  held['gradients'] = gradient_bytes * (2 if part.microbatches > 1 else 1)  # their sum, and those of a microbatch
   held['activations'] = round(part.rows * kept.row_bytes(part.splits) / part.length_parts)
   held['working'] = round(_working(config, where, part, whole))
   work = counting.step_work(problem.model, shapes)
@@ -145,8 +147,11 @@ def _part(config, problem, plan, shapes) -> _Part:
   )
 
 
-def _gradient_bytes(problem, plan) -> int:
-  return sum(
+@functools.lru_cache(maxsize=1024)
+def _state(problem, plan) -> tuple[dict[str, int], int]:
+  """Bytes of a device: of the state by kind, and of gradients."""
+  held = layout.bytes_by_kind(layout.state_leaves(problem.state, problem.task.logical_axes, plan))
+  return held, sum(
     _elements(plan, plan.gradient_spec(axes, leaf.shape), leaf.shape) * leaf.dtype.itemsize
     for leaf, axes, trained in problem.parameters
     if trained

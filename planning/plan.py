@@ -9,7 +9,6 @@ from parallel import messages
 from planning import compiling, layout, setup, topology, tracing
 from planning.estimate import Estimate, estimate
 from planning.report import USABLE, Plan
-from training import configs
 
 _ZERO_STAGES = (0, 1, 2, 3)
 _REMATS = ('none', 'selective', 'full')
@@ -93,16 +92,17 @@ def suggest(
   """
   problem = setup.Problem.of(config)
   traced, candidates, smallest, tried = _tracer(problem, where), [], None, 0
-  for changed in _variants(config, where):
-    try:
-      estimated = estimate(problem, changed, where, traced)
-    except ValueError:  # this mesh does not divide the model
-      continue
-    tried += 1
-    if smallest is None or estimated.total_bytes < smallest:
-      smallest = estimated.total_bytes
-    if estimated.total_bytes <= USABLE * where.device.memory_bytes:
-      candidates.append(Candidate(changed, estimated))
+  for microbatches in _variants(config, where):
+    for changed in microbatches:
+      try:
+        estimated = estimate(problem, changed, where, traced)
+      except ValueError:  # this mesh does not divide the model
+        break
+      tried += 1
+      smallest = min(smallest or estimated.total_bytes, estimated.total_bytes)
+      if estimated.total_bytes <= USABLE * where.device.memory_bytes:
+        candidates.append(Candidate(changed, estimated))
+        break  # more microbatches only say more
   if not candidates:
     wanted = f'the smallest of {tried} layouts needs {smallest / 2**30:.1f} GiB' if tried else 'no mesh divides it'
     raise ValueError(
@@ -138,8 +138,8 @@ def words(config) -> str:
   return ' '.join(f'--config.{key}' for key in keys)
 
 
-def _variants(config, where) -> Iterator:
-  """Configs to estimate."""
+def _variants(config, where) -> Iterator[Iterator]:
+  """Configs to estimate: for each layout and remat, those of more and more microbatches."""
   model_config, rows = config.model, config.data.batch_tokens // config.data.sequence_length
   fixed = messages.fixed_parts(config.mesh)
   if where.num_devices % fixed:
@@ -149,12 +149,17 @@ def _variants(config, where) -> Iterator:
     for sequence_parallel in (False, True) if messages.can_split_residual(mesh) else (False,):
       for stage in _ZERO_STAGES if messages.can_shard(mesh) else (0,):
         for remat in _REMATS:
-          for steps in _halvings(rows / shards):
-            changed = configs.from_json(configs.to_json(config)).unlock()
-            changed.mesh.update(mesh, sequence_parallel=sequence_parallel)
-            changed.zero_stage, changed.model.remat = stage, remat
-            changed.optimizer.accumulation_steps = steps
-            yield changed.lock()
+          chosen = mesh | {'sequence_parallel': sequence_parallel}, stage, remat
+          yield (_changed(config, *chosen, steps) for steps in _halvings(rows / shards))
+
+
+def _changed(config, mesh, stage, remat, accumulation_steps):
+  changed = config.copy_and_resolve_references()
+  with changed.unlocked():
+    changed.mesh.update(mesh)
+    changed.zero_stage, changed.model.remat = stage, remat
+    changed.optimizer.accumulation_steps = accumulation_steps
+  return changed
 
 
 def _halvings(rows: float) -> list[int]:

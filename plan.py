@@ -53,7 +53,7 @@ def run(known, overrides) -> bool:
     leaves, mesh_shape = planning.state_layout(config, count)
     print(planning.layout_text(leaves, mesh_shape))
     found['layout'] = [
-      {'path': leaf.path, 'of': leaf.kind, 'shape': leaf.shape, 'spec': str(leaf.spec), 'bytes': leaf.bytes}
+      {'path': leaf.path, 'of': leaf.kind, 'shape': leaf.shape, 'split': leaf.split, 'bytes': leaf.bytes}
       for leaf in leaves
     ]
   fits = True

@@ -9,6 +9,7 @@ collectives.{json,md}.
 
 import argparse
 import collections
+import math
 import pathlib
 import re
 import time
@@ -16,6 +17,7 @@ import time
 import jax
 import numpy as np
 
+import parallel
 from benchmarks import common, gpu, plain_configs
 from pallas_kernels import target
 from parallel.collectives import Collective, collectives
@@ -45,7 +47,7 @@ def compile_step(name: str, target_config: str | None):
   config = plain_configs.load(*name.partition(':')[::2])
   config.model.update(layer_loop='scan', max_length=config.data.sequence_length)
   config.optimizer.decay = 0  # the cosine schedule has no use for the share of the run that it is by default
-  count = config.mesh.data * config.mesh.fsdp
+  count = math.prod(config.mesh[name] for name in parallel.AXES)
   host = min(count, 8)
   devices = gpu.topology(target_config, f'1x{count // host}x{host}')
   rows = config.data.batch_tokens // config.data.sequence_length

@@ -67,16 +67,17 @@ class Attention(layers.Module):
       cache: (keys, values), each [B, S, G, K], or None.
     """
     rotation = context.rotations[self.window > 0]
-    q = self._placed(self.query(x_q_BxLxD), self.query_norm, rotation)
+    q = self._placed(by_heads(self.query(x_q_BxLxD)), self.query_norm, rotation)
     if x_kv_BxSxD is None:
       k, v = cache
     else:
-      new = self._placed(self.key(x_kv_BxSxD), self.key_norm, rotation), self.value(x_kv_BxSxD)
+      k, v = by_heads(self.key(x_kv_BxSxD), ax.KV_HEADS), by_heads(self.value(x_kv_BxSxD), ax.KV_HEADS)
+      new = self._placed(k, self.key_norm, rotation), v
       (k, v), cache = context.remember(new, cache, self.window)
     spec = context.spec(window=self.window, dropout_rate=self.dropout_rate, key=key)
     q, spec = self._placed_apart(q, k.shape[1], context, spec)
     attended = self._attend(q, k, v, spec, context.first)
-    return self.out(attended), cache
+    return self.out(by_heads(attended)), cache
 
   def _placed(self, x, norm, rotation):
     if norm is not None:
@@ -110,6 +111,11 @@ def biases(model_config) -> tuple[bool, bool]:
   return by_name[model_config.attention.bias]
 
 
+def by_heads(x_BxLxHxK, axis=ax.HEADS):
+  """Queries, keys, values or what is attended to, each device with its heads."""
+  return ax.constrain(x_BxLxHxK, (ax.BATCH, ax.LENGTH, axis, ax.HEAD_DIM))
+
+
 def turned(x, rotation, interleaved: bool):
   """Queries or keys, rotated."""
   with jax.named_scope('rotary'):
@@ -118,6 +124,7 @@ def turned(x, rotation, interleaved: bool):
 
 def attend(q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, spec: AttentionSpec, implementation: str, return_lse: bool = False):
   """`attention` on each device's batch rows and heads; dropout is that of the whole call, however it is split."""
+  group = q_BxLxHxK.shape[2] // k_BxSxGxK.shape[2]
   queries, keys = (ax.BATCH, ax.LENGTH, ax.HEADS, ax.HEAD_DIM), (ax.BATCH, ax.LENGTH, ax.KV_HEADS, ax.HEAD_DIM)
 
   def on_device(q, k, v, spec):
@@ -125,11 +132,22 @@ def attend(q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, spec: AttentionSpec, implementation:
       zero = jnp.int32(0)
       first = (ax.offset(ax.BATCH, q.shape[0]), ax.offset(ax.HEADS, q.shape[2]), zero, zero)
       spec = dataclasses.replace(spec, dropout_offset=jnp.stack(first))
+    k, v = (_needed_heads(x, q.shape[2], group) for x in (k, v))
     return attention(q, k, v, spec, implementation=implementation, return_lse=return_lse)
 
   out_axes = (queries, queries[:3]) if return_lse else queries
   on_devices = ax.on_each_device(on_device, (queries, keys, keys, _spec_axes(spec)), out_axes)
   return on_devices(q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, spec)
+
+
+def _needed_heads(x_BxSxGxK, num_heads: int, group: int):
+  """Of key heads that a device holds all of, those that its `num_heads` query heads read, `group` of them one."""
+  if x_BxSxGxK.shape[2] * group == num_heads:
+    return x_BxSxGxK
+  first = ax.offset(ax.HEADS, num_heads)
+  if group % num_heads == 0:
+    return jax.lax.dynamic_slice_in_dim(x_BxSxGxK, first // group, 1, axis=2)
+  return jnp.take(x_BxSxGxK, (first + jnp.arange(num_heads)) // group, axis=2)
 
 
 def _spec_axes(spec):

@@ -8,6 +8,8 @@ from model.pattern import BlockSpec
 from parallel import axes as ax
 
 NORM_POSITIONS = ('pre', 'post', 'sandwich')
+# The stream between branches, and what a branch reads: the same but where the length is split further between them.
+_RESIDUAL, _READ = (ax.BATCH, ax.RESIDUAL_LENGTH, ax.EMBED), (ax.BATCH, ax.LENGTH, ax.EMBED)
 
 
 class Block(layers.Module):
@@ -72,7 +74,7 @@ class Block(layers.Module):
         x = self._residual(x, self.cross_attention_norm, attend_across, self.cross_attention_post_norm, keys[4])
       x = self._residual(x, self.mlp_norm, feed, self.mlp_post_norm, keys[2])
     cache = (own_cache, cross_cache) if crosses and cache is not None else own_cache
-    return ax.constrain(x, (ax.BATCH, ax.RESIDUAL_LENGTH, ax.EMBED)), cache, metrics
+    return ax.constrain(x, _RESIDUAL), cache, metrics
 
   def _residual(self, x, norm, branch, post_norm, key):
     if self.norm_position == 'post':
@@ -81,5 +83,6 @@ class Block(layers.Module):
     return checkpoint_name(x + self._branch(x, norm, branch, post_norm, key), 'residual')
 
   def _branch(self, x, norm, branch, post_norm, key):
-    y = branch(x if norm is None else norm(x))
+    y = branch(ax.constrain(x if norm is None else norm(x), _READ))
+    y = ax.constrain(y, _RESIDUAL)
     return layers.dropout(y if post_norm is None else post_norm(y), self.dropout_rate, key)

@@ -48,5 +48,6 @@ class FeedForward(layers.Module):
     self.down = layers.Linear('down', model_config, (mlp,), (ax.MLP,), (embed,), (ax.EMBED,), rngs=rngs, residual=True)
 
   def __call__(self, x_BxLxD):
-    gate = None if self.gate is None else self.gate(x_BxLxD)
-    return self.down(activate(self.activation, self.up(x_BxLxD), gate))
+    hidden = (ax.BATCH, ax.LENGTH, ax.MLP)
+    gate = None if self.gate is None else ax.constrain(self.gate(x_BxLxD), hidden)
+    return self.down(activate(self.activation, ax.constrain(self.up(x_BxLxD), hidden), gate))

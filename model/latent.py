@@ -9,7 +9,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from model import layers
-from model.attention import attend, biases, turned
+from model.attention import attend, biases, by_heads, turned
 from parallel import axes as ax
 
 _EPSILON = 1e-6  # of the norms of narrow vectors, whatever that of the residual stream
@@ -81,18 +81,19 @@ class LatentAttention(layers.Module):
     spec = context.spec(window=self.window, dropout_rate=self.dropout_rate, key=key)
     spec = dataclasses.replace(spec, scale=self.scale, softcap=self.softcap)
     attended = attend(q, k, v, spec, self.implementation)
-    return self.out(attended[..., : self.value_dim]), cache
+    return self.out(by_heads(attended[..., : self.value_dim])), cache
 
   def _queries(self, x_BxLxD, rotation):
     project, x = self.query, x_BxLxD
     if project is None:
       project, x = self.query_up, self.query_down_norm(self.query_down(x_BxLxD))
-    fixed, rotary = jnp.split(project(x), [self.fixed_dim], axis=-1)
+    fixed, rotary = jnp.split(by_heads(project(x)), [self.fixed_dim], axis=-1)
     return jnp.concatenate([fixed, turned(rotary, rotation, self.interleaved)], axis=-1)
 
   def _keys_and_values(self, x_BxSxD, rotation):
     narrow_BxSxC, rotary_BxSxR = jnp.split(self.key_value_down(x_BxSxD), [self.rank], axis=-1)
-    fixed, v = jnp.split(self.key_value_up(self.key_value_down_norm(narrow_BxSxC)), [self.fixed_dim], axis=-1)
+    up_BxSxHxK = by_heads(self.key_value_up(self.key_value_down_norm(narrow_BxSxC)))
+    fixed, v = jnp.split(up_BxSxHxK, [self.fixed_dim], axis=-1)
     rotary = turned(rotary_BxSxR[:, :, None], rotation, self.interleaved)
     rotary = jnp.broadcast_to(rotary, (*fixed.shape[:-1], self.rotary_dim))
     return jnp.concatenate([fixed, rotary], axis=-1), v

@@ -80,12 +80,12 @@ class Embedding(Module):
   """A table of vectors, [rows, D]."""
 
   def __init__(self, scope, model_config, rows, rows_axis, *, rngs):
-    self.scope = scope
+    self.scope, self.axes = scope, (rows_axis, ax.EMBED)
     init = initializer(model_config, model_config.embed_dim, model_config.embed_dim)
-    self.table = nnx.Param(init(rngs.params(), (rows, model_config.embed_dim)), axes=(rows_axis, ax.EMBED))
+    self.table = nnx.Param(init(rngs.params(), (rows, model_config.embed_dim)), axes=self.axes)
 
   def __call__(self, ids_BxL):
-    return jnp.take(self.table[...], ids_BxL, axis=0)
+    return ax.lookup(self.table[...], self.axes, ids_BxL)
 
 
 class RMSNorm(Module):

@@ -90,9 +90,12 @@ class Vocabulary:
 
   def cross_entropy(self, params, hidden_BxLxD, labels_BxL, label_smoothing=0.0, z_loss=0.0) -> CrossEntropy:
     """Head and cross-entropy in one, without ever holding all logits; negative labels are ignored."""
-    rows, table = (ax.BATCH, ax.LENGTH), ax.Stored((ax.VOCAB, ax.EMBED))
+    table = (ax.VOCAB, ax.EMBED)
     arguments = [self._transformed(params, hidden_BxLxD), self.head_kernel(params), labels_BxL]
-    axes = [(*rows, ax.EMBED), table, rows]
+    vocab_axes, embed_axes = ax.stored_over(table, arguments[1].shape)
+    # Devices that do not share a token's vocabulary share the tokens.
+    rows = (ax.BATCH, ax.LENGTH if vocab_axes else ax.RESIDUAL_LENGTH)
+    axes = [(*rows, ax.EMBED), ax.Stored(table), rows]
     if self.config.head_bias:
       arguments.append(params['head']['bias'])
       axes.append(ax.Used((ax.VOCAB,)))
@@ -106,10 +109,10 @@ class Vocabulary:
         softcap=self.config.logit_softcap or None,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
-        axis_name=ax.stored_over(ax.VOCAB),
-        embed_axis_name=ax.stored_over(ax.EMBED),
+        axis_name=vocab_axes,
+        embed_axis_name=embed_axes,
       )
-      return result._replace(total=ax.sum_over(ax.BATCH, result.total))
+      return result._replace(total=ax.sum_over(rows, result.total))
 
     on_devices = ax.on_each_device(on_device, tuple(axes), CrossEntropy((), rows, rows))
     with jax.named_scope('head'):

@@ -2,7 +2,7 @@
 
 from parallel.compiling import compile_evaluation, compile_step
 from parallel.mesh import AXES, check_mesh, make_mesh
-from parallel.rules import Layout, batch_shardings, describe, gradient_shardings, parameter_shardings, state_shardings
+from parallel.rules import Layout, batch_shardings, describe, parameter_shardings, place_gradients, state_shardings
 
 __all__ = [
   'AXES',
@@ -12,7 +12,7 @@ __all__ = [
   'compile_evaluation',
   'compile_step',
   'describe',
-  'gradient_shardings',
+  'place_gradients',
   'make_mesh',
   'parameter_shardings',
   'state_shardings',

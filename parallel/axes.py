@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from parallel.lookup import lookup as lookup_on_device
 from parallel.rules import Layout, mesh_axes
 
 BATCH = 'batch'
@@ -51,7 +52,6 @@ class Used:
 class _Active:
   layout: Layout
   on_device: bool = False  # inside a function that runs on each device's part
-  stored: tuple = ()  # inside it: axes and spec of each argument that is a stored parameter
 
   @property
   def mesh(self):
@@ -98,8 +98,7 @@ def on_each_device(function, in_axes: tuple, out_axes):
   """Returns `function` such that every device of the active mesh runs it on its part of the arguments.
 
   Args:
-    function: pure function of pytrees of arrays; inside it `offset`, `split_over`, `stored_over` and `sum_over` tell of
-      the part.
+    function: pure function of pytrees of arrays; inside it `offset`, `split_over` and `sum_over` tell of the part.
     in_axes: for each argument a tuple of logical axis names, one a dimension, `Stored` or `Used` of one, None for an
       array that every device gets whole, or a pytree of these that is a prefix of the argument.
     out_axes: the same for what the function returns; what no axis splits must be equal on all devices.
@@ -116,10 +115,9 @@ def on_each_device(function, in_axes: tuple, out_axes):
 
   def on_whole(*arguments):
     in_specs = tuple(_specs(active, axes, argument) for axes, argument in zip(in_axes, arguments, strict=True))
-    stored = tuple((axes.axes, spec) for axes, spec in zip(in_axes, in_specs) if isinstance(axes, Stored))
 
     def on_part(*parts):
-      with _activated(dataclasses.replace(active, on_device=True, stored=stored)):
+      with _activated(dataclasses.replace(active, on_device=True)):
         return function(*parts)
 
     out_specs = jax.tree.map(active.spec, out_axes, is_leaf=_is_axes)
@@ -143,13 +141,17 @@ def split_over(axis: str) -> tuple[str, ...]:
   return _mesh_axes((axis,))
 
 
-def stored_over(axis: str) -> tuple[str, ...]:
-  """Inside `on_each_device`: the mesh axes that split its stored parameters along a logical axis; elsewhere ()."""
+def stored_over(axes: Axes, shape: tuple[int, ...]) -> tuple[tuple[str, ...], ...]:
+  """For each dimension of a parameter the mesh axes that split it as it is stored; inside `on_each_device` () for all.
+
+  Args:
+    axes: logical axes of its dimensions.
+    shape: of the whole parameter.
+  """
   active = _active.get()
-  for axes, spec in active.stored if active else ():
-    if axis in axes:
-      return mesh_axes(spec[axes.index(axis)])
-  return ()
+  if active is None or active.on_device:
+    return ((),) * len(axes)
+  return tuple(map(mesh_axes, active.spec(Stored(axes), shape)))
 
 
 def offset(axis: str, local_size: int) -> jax.Array:
@@ -159,10 +161,27 @@ def offset(axis: str, local_size: int) -> jax.Array:
   return jax.lax.axis_index(names) * local_size if names else jnp.int32(0)
 
 
-def sum_over(axis: str, x: jax.Array) -> jax.Array:
-  """Inside `on_each_device`: the sum of x over the devices that split a logical axis; elsewhere x itself."""
-  names = split_over(axis)
+def sum_over(axis: str | Axes, x: jax.Array) -> jax.Array:
+  """Inside `on_each_device`: the sum of x over the devices that split a logical axis, or some; elsewhere x itself."""
+  names = _mesh_axes((axis,) if isinstance(axis, str) else axis)
   return jax.lax.psum(x, names) if names else x
+
+
+def lookup(table: jax.Array, axes: Axes, ids_BxL: jax.Array) -> jax.Array:
+  """Rows of a table, a parameter with the logical `axes` of rows and embed, by their numbers [batch, length].
+
+  Returns:
+    The residual stream [batch, residual length, embed].
+  """
+  rows, width = stored_over(axes, table.shape)
+  of_ids = LENGTH if rows else RESIDUAL_LENGTH
+
+  def on_device(table, ids_BxL):
+    scatter_length = bool(rows) and split_over(RESIDUAL_LENGTH) != split_over(LENGTH)
+    return lookup_on_device(table, ids_BxL, rows=rows, width=width, scatter_length=scatter_length)
+
+  in_axes = Stored(axes), (BATCH, of_ids)
+  return on_each_device(on_device, in_axes, (BATCH, RESIDUAL_LENGTH, EMBED))(table, ids_BxL)
 
 
 def _mesh_axes(axes):

@@ -69,25 +69,36 @@ class Collective:
 def collectives(text: str) -> list[Collective]:
   """Every collective of a compiled program, in no particular order.
 
+  Two forms of TPU programs are read as what they are: a fusion of an all-reduce with a slice of its result is a
+  reduce-scatter, and a chain of fusions that hold one all-gather, from its start to its end, is one all-gather.
+
   Args:
     text: the optimised HLO of one module, as `jax.stages.Compiled.as_text` gives it.
   """
   program = _parse(text)
   loops = _loops(program)
-  found = []
+  callers = {called: rest for lines in program.values() for _, _, _, rest in lines for called in _fused(rest)}
+  found, chains = [], set()
   for name, instructions in program.items():
     types = {instruction: type_ for instruction, type_, _, _ in instructions}
     for _, type_, opcode, rest in instructions:
       kind = opcode.removesuffix('-start')
       if kind not in KINDS:
         continue
+      if chain := re.search(r'channel_id=(\d+).*chain_id="(\d+)"', rest):
+        if chain.groups() in chains:
+          continue
+        chains.add(chain.groups())
       taken = sum(_bytes(types.get(operand, '')) for operand in _operands(rest))
       # The result of a start is a pair of what it takes and what it will give; of an all-reduce it may be the latter.
       paired = opcode != kind and (kind != 'all-reduce' or type_.startswith('(('))
       given = _bytes(type_) - (taken if paired else 0)
+      group, pairs = _group(rest), _pairs(rest)
+      if kind == 'all-reduce' and name.startswith('all-reduce-scatter'):
+        kind, rest = 'reduce-scatter', callers.get(name, '')
       scope = re.search(r'op_name="([^"]*)"', rest)
       scope = scope.group(1) if scope else ''
-      found.append(Collective(kind, max(taken, given), loops[name], scope, _group(rest), _pairs(rest)))
+      found.append(Collective(kind, max(taken, given), loops[name], scope, group, pairs))
   return found
 
 
@@ -124,6 +135,10 @@ def _pairs(rest) -> tuple[tuple[int, int], ...]:
   if not found:
     return ()
   return tuple((int(a), int(b)) for a, b in re.findall(r'\{(\d+),(\d+)\}', found.group(1)) if a != b)
+
+
+def _fused(rest) -> list[str]:
+  return re.findall(r'\bcalls=%([\w.-]+)', rest)
 
 
 def _parse(text) -> dict:

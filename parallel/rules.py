@@ -151,9 +151,12 @@ def parameter_shardings(params, logical_axes, layout: Layout):
   return _shardings(params, logical_axes, layout, layout.parameter_spec)
 
 
-def gradient_shardings(params, logical_axes, layout: Layout):
-  """The sharding of every parameter's gradient; as `parameter_shardings`."""
-  return _shardings(params, logical_axes, layout, layout.gradient_spec)
+def place_gradients(gradients, logical_axes, layout: Layout):
+  """The gradients, traced, each pinned to where the layout stores it; arguments and errors as `parameter_shardings`."""
+  if layout.mesh.size == 1:
+    return gradients
+  shardings = _shardings(gradients, logical_axes, layout, layout.gradient_spec)
+  return jax.lax.with_sharding_constraint(gradients, shardings)
 
 
 def _shardings(params, logical_axes, layout, spec_of):
@@ -194,14 +197,42 @@ def state_shardings(state, params, logical_axes, layout: Layout):
   return jax.tree_util.tree_map_with_path(sharding, state)
 
 
-def describe(params, shardings) -> str:
-  """The resolved layout for printing, a line a parameter: path, shape, mesh axes of each dimension."""
-  rows = [
-    (_path(path), str(leaf.shape), ', '.join(map(str, sharding.spec)))
-    for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings))
-  ]
+def describe(params, logical_axes, layout: Layout) -> str:
+  """The resolved layout for printing, a line a parameter and one for all.
+
+  A line has path, shape, the mesh axes larger than 1 that split each dimension, the bytes on a device, and in words
+  what is not split though its rule says so.
+
+  Args:
+    params: tree of arrays or ShapeDtypeStructs.
+    logical_axes: the same tree with a tuple of logical axis names at each leaf.
+    layout: of the run.
+  """
+  rows, total = [], 0
+  axes_of = dict(jax.tree_util.tree_leaves_with_path(logical_axes, is_leaf=lambda x: type(x) is tuple))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    spec = layout.parameter_spec(axes_of[path], leaf.shape, _path(path))
+    part = math.prod(layout.sharding(spec).shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    total += part
+    split = (' '.join(name for name in mesh_axes(entry) if layout.mesh.shape[name] > 1) or '-' for entry in spec)
+    rows.append((_path(path), str(leaf.shape), ', '.join(split), f'{part:,} B', _resolved(axes_of[path], leaf, layout)))
   widths = [max(map(len, column)) for column in zip(*rows)]
-  return '\n'.join(f'{path:<{widths[0]}}  {shape:<{widths[1]}}  {spec}'.rstrip() for path, shape, spec in rows)
+  lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+  return '\n'.join([*lines, f'parameters on each device: {total:,} B'])
+
+
+def _resolved(axes, leaf, layout) -> str:
+  """What a parameter's rules could not do, in words."""
+  said = []
+  for axis, size in zip(axes, leaf.shape):
+    parts = math.prod(layout.mesh.shape[name] for name in _PARAMETERS[axis])
+    if size % parts:
+      said.append(f'{axis} {size} does not divide over {parts}: whole')
+  spec = layout.state_spec(axes, leaf.shape)
+  groups = math.prod(layout.mesh.shape[name] for name in _ZERO_AXES)
+  if layout.zero_stage and groups > 1 and not any(set(_ZERO_AXES) & set(mesh_axes(entry)) for entry in spec):
+    said.append(f'no dimension divides over {groups}: ZeRO does not split it')
+  return '; '.join(said)
 
 
 def _path(path) -> str:

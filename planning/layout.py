@@ -4,9 +4,9 @@ import dataclasses
 import math
 
 import jax
-from jax.sharding import PartitionSpec
 
 import parallel
+from parallel import rules
 from training.state import TrainState
 
 KINDS = ('parameters', 'optimizer', 'average')
@@ -21,7 +21,7 @@ class Leaf:
     path: its name.
     shape: of the whole array.
     dtype: of its values.
-    spec: mesh axes that split each dimension.
+    split: mesh axes that split each dimension, in words: 'fsdp, -, tensor'; 'whole' where none does.
     bytes: on one device.
   """
 
@@ -29,7 +29,7 @@ class Leaf:
   path: str
   shape: tuple[int, ...]
   dtype: str
-  spec: PartitionSpec
+  split: str
   bytes: int
 
 
@@ -51,7 +51,7 @@ def state_leaves(state: TrainState, logical_axes, layout: parallel.Layout) -> li
     for (path, leaf), sharding in zip(leaves, jax.tree.leaves(getattr(shardings, field)), strict=True):
       name = jax.tree_util.keystr(path, simple=True, separator='/') or field
       size = device_bytes(leaf, sharding)
-      found.append(Leaf(kind, name, leaf.shape, str(leaf.dtype), sharding.spec, size))
+      found.append(Leaf(kind, name, leaf.shape, str(leaf.dtype), _words(sharding.spec, layout.mesh.shape), size))
   return found
 
 
@@ -65,7 +65,6 @@ def bytes_by_kind(leaves: list[Leaf]) -> dict[str, int]:
   return {kind: sum(leaf.bytes for leaf in leaves if leaf.kind == kind) for kind in KINDS}
 
 
-def words(spec: PartitionSpec) -> str:
-  """A PartitionSpec as text: 'fsdp, -, tensor'; 'whole' where nothing is split."""
-  entries = [entry if isinstance(entry, str) else '+'.join(entry or ()) for entry in spec]
+def _words(spec, mesh_shape) -> str:
+  entries = ['+'.join(name for name in rules.mesh_axes(entry) if mesh_shape[name] > 1) for entry in spec]
   return ', '.join(entry or '-' for entry in entries) if any(entries) else 'whole'

@@ -220,9 +220,7 @@ def to_json(plan: Plan) -> dict:
 
 def layout_text(leaves: list[layout.Leaf], mesh_shape) -> str:
   """A line an array of the state, and what a device holds of each kind."""
-  rows = [
-    [leaf.path, leaf.kind, str(leaf.shape), leaf.dtype, layout.words(leaf.spec), f'{leaf.bytes:,}'] for leaf in leaves
-  ]
+  rows = [[leaf.path, leaf.kind, str(leaf.shape), leaf.dtype, leaf.split, f'{leaf.bytes:,}'] for leaf in leaves]
   totals = ', '.join(f'{kind} {_gib(size)}' for kind, size in layout.bytes_by_kind(leaves).items() if size)
   shape = ' x '.join(f'{name} {size}' for name, size in mesh_shape.items() if size > 1) or 'one device'
   headers = ['array', 'of', 'shape', 'dtype', 'split over', 'bytes of a device']

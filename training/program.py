@@ -1,6 +1,7 @@
 """From a resolved config to a compiled program: model, task and its transformations, optimizer, mesh."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -35,7 +36,7 @@ class Program:
   Attributes:
     model: the pure functions of the model.
     task: what is trained.
-    mesh: the device mesh.
+    layout: where arrays lie, on which mesh.
     lengths: durations in steps.
     abstract_state: TrainState of ShapeDtypeStructs with shardings.
     batch_shardings: of each array of a batch.
@@ -46,13 +47,18 @@ class Program:
 
   model: object
   task: objectives.Task
-  mesh: Mesh
+  layout: parallel.Layout
   lengths: Lengths
   abstract_state: TrainState
   batch_shardings: dict
   init: Callable
   step: Callable
   evaluate: Callable
+
+  @property
+  def mesh(self) -> Mesh:
+    """The device mesh."""
+    return self.layout.mesh
 
 
 def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device] | None = None) -> Program:
@@ -78,6 +84,7 @@ def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device
     warmup_steps=lengths.warmup,
     decay_steps=lengths.decay,
   )
+  layout = parallel.Layout(parallel.make_mesh(config.mesh, devices), config.zero_stage, config.mesh.sequence_parallel)
   step = make_step(
     losses.with_penalties(task, config.optimizer),
     optimizer,
@@ -85,9 +92,9 @@ def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device
     seed=config.seed,
     accumulation_steps=config.optimizer.accumulation_steps,
     ema_decay=config.optimizer.ema_decay,
+    place=functools.partial(parallel.place_gradients, logical_axes=task.trained(task.logical_axes), layout=layout),
   )
 
-  layout = parallel.Layout(parallel.make_mesh(config.mesh, devices), config.zero_stage, config.mesh.sequence_parallel)
   create_state = lambda: init_state(task, optimizer, jax.random.key(config.seed), config.optimizer.ema_decay > 0)
   abstract_state = jax.eval_shape(create_state)
   shardings = parallel.state_shardings(abstract_state, abstract_state.params, task.logical_axes, layout)
@@ -98,7 +105,7 @@ def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device
   return Program(
     model,
     task,
-    layout.mesh,
+    layout,
     lengths,
     abstract_state,
     batch_shardings,

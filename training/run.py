@@ -50,7 +50,7 @@ def train(config, workdir, *, stop_after: int = 0, sampler: Callable | None = No
     console.message(descriptions.of_program(config, program))
     if program.mesh.size > 1:
       params = program.abstract_state.params
-      console.message(parallel.describe(params, jax.tree.map(lambda leaf: leaf.sharding, params)))
+      console.message(parallel.describe(params, program.task.logical_axes, program.layout))
     checkpoints = stack.enter_context(checkpoints_lib.Checkpoints(workdir / 'checkpoints', config.train.keep_last))
     objective = objectives.create(config.objective, resolution.special_tokens(config, dataset.tokenizer.special))
     examples = data.augmented(objective.examples, config.data.augmentation, dataset.tokenizer.special)

@@ -1,5 +1,7 @@
 """One training step as a pure function: gradient, accumulation, update, and the guard against non-finite values."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,7 +11,16 @@ from objectives import Task, merge
 from training.state import TrainState
 
 
-def make_step(task: Task, optimizer, schedule, *, seed: int, accumulation_steps: int = 1, ema_decay: float = 0.0):
+def make_step(
+  task: Task,
+  optimizer,
+  schedule,
+  *,
+  seed: int,
+  accumulation_steps: int = 1,
+  ema_decay: float = 0.0,
+  place: Callable = lambda gradients: gradients,
+):
   """Builds `step(state, batch) -> (state, metrics)`.
 
   Args:
@@ -19,6 +30,7 @@ def make_step(task: Task, optimizer, schedule, *, seed: int, accumulation_steps:
     seed: dropout keys follow from it and the number of updates.
     accumulation_steps: microbatches that a batch is cut into; the result is that of the whole batch.
     ema_decay: decay of the moving average of parameters; 0 when the state has none.
+    place: puts gradients, a tree of what is trained, where they are summed up.
 
   Returns:
     The step. A non-finite loss or gradient leaves the state as it was. Metrics are those of the loss and `total_loss`
@@ -27,7 +39,8 @@ def make_step(task: Task, optimizer, schedule, *, seed: int, accumulation_steps:
 
   def gradient(params, batch, key):
     loss = lambda trained: task.loss(merge(trained, params), batch, key)
-    return jax.value_and_grad(loss, has_aux=True)(task.trained(params))
+    value, gradients = jax.value_and_grad(loss, has_aux=True)(task.trained(params))
+    return value, place(gradients)
 
   base_key = jax.random.key(seed)
 

@@ -22,18 +22,19 @@ def layout():
 
 
 def test_each_device_runs_on_its_part_and_knows_where_it_lies(layout):
-  shapes = []
+  shapes, width = [], ('fsdp',)
 
   def function(arrays, table, scale):
     shapes.append((arrays['x'].shape, table.shape, scale.shape))
     assert axes.constrain(arrays['x'], (axes.BATCH, axes.EMBED)) is arrays['x']
     assert axes.on_each_device(function, (None,), None) is function
-    whole = jax.lax.all_gather(table, axes.stored_over(axes.EMBED), axis=1, tiled=True)
+    whole = jax.lax.all_gather(table, width, axis=1, tiled=True)
     places = axes.offset(axes.BATCH, 2) + jnp.arange(2)
     rows = scale * arrays['x'] @ whole.T + places[:, None]
     return Pair(rows, axes.sum_over(axes.BATCH, jnp.sum(rows)))
 
   def run(arrays, table, scale):
+    assert axes.stored_over((axes.VOCAB, axes.EMBED), (5, 6)) == ((), width)
     # A prefix names all arrays below it; the last argument is whole.
     in_axes = ({'x': (axes.BATCH, axes.EMBED)}, axes.Stored((axes.VOCAB, axes.EMBED)), None)
     return axes.on_each_device(function, in_axes, Pair((axes.BATCH, axes.VOCAB), ()))(arrays, table, scale)
@@ -58,7 +59,8 @@ def test_without_several_devices_it_is_the_function_itself():
   assert axes.on_each_device(function, ((axes.BATCH,),), (axes.BATCH,)) is function
   with axes.activation_sharding(make_layout()):
     assert axes.on_each_device(function, ((axes.BATCH,),), (axes.BATCH,)) is function
-  assert axes.offset(axes.BATCH, 3) == 0 and axes.split_over(axes.BATCH) == axes.stored_over(axes.EMBED) == ()
+  assert axes.offset(axes.BATCH, 3) == 0 and axes.split_over(axes.BATCH) == ()
+  assert axes.stored_over((axes.VOCAB, axes.EMBED), (5, 6)) == ((), ())
   assert axes.sum_over(axes.BATCH, function) is function
 
 

@@ -90,10 +90,18 @@ def test_constrain_is_the_identity_without_a_mesh_and_pins_within(layout):
   assert pinned.sharding.spec == PartitionSpec(('data', 'fsdp'))
 
 
-def test_description_lists_every_parameter(layout):
-  params, logical = {'a': {'b': leaf(8, 32), 'c': leaf(32)}}, {'a': {'b': ('embed', 'mlp'), 'c': ('mlp',)}}
-  shardings = parallel.parameter_shardings(params, logical, layout)
-  assert parallel.describe(params, shardings).splitlines() == [
-    'a/b  (8, 32)  fsdp, tensor',
-    "a/c  (32,)    ('tensor', 'fsdp')",
+def test_description_lists_every_parameter_and_what_its_rules_could_not_do():
+  layout = make_layout(3, fsdp=4, tensor=2)
+  params = {'a': {'b': leaf(8, 32), 'c': leaf(32)}, 'k': leaf(8, 3, 2), 'r': leaf(5, 3)}
+  logical = {
+    'a': {'b': ('embed', 'mlp'), 'c': ('mlp',)},
+    'k': ('embed', 'kv_heads', 'head_dim'),
+    'r': ('length', 'rank'),
+  }
+  assert parallel.describe(params, logical, layout).splitlines() == [
+    'a/b  (8, 32)    fsdp, tensor  128 B',
+    'a/c  (32,)      tensor fsdp   16 B',
+    'k    (8, 3, 2)  fsdp, -, -    48 B   kv_heads 3 does not divide over 2: whole',
+    'r    (5, 3)     -, -          60 B   no dimension divides over 4: ZeRO does not split it',
+    'parameters on each device: 252 B',
   ]

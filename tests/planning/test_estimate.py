@@ -54,7 +54,7 @@ def test_what_is_kept_is_what_the_derivative_keeps():
   where = topology.parse('h200:1')
   problem = setup.Problem.of(config)
   by_remat = {remat: tracing.trace(problem, remat, where).row_bytes() for remat in ('none', 'selective', 'full')}
-  assert by_remat["full"] <= by_remat["selective"] < by_remat["none"]
+  assert by_remat['full'] <= by_remat['selective'] < by_remat['none']
   # Of a layer that is computed again its input is kept, in bfloat16; the head keeps its own and its gradient.
   stream = 64 * 64 * 2
   assert by_remat['full'] >= 2 * stream

@@ -1,0 +1,75 @@
+"""Every kind of stack gives on every layout what it gives on one device: losses, gradients and parameters.
+
+One table of cells: a stack of `harness.cells` and what its config says of the layout. Each stack and each axis of the
+mesh stands once among the quick tests.
+"""
+
+import jax
+import pytest
+from harness import cells
+
+pytestmark = pytest.mark.values_only
+TOLERANCE = 1e-5
+
+# Layouts that every stack of a table should run on: an axis alone, pairs that people use, triples.
+ALONE = {
+  'data': {'data': 8},
+  'zero 0': {'fsdp': 8, 'zero_stage': 0},
+  'zero 1': {'fsdp': 8, 'zero_stage': 1},
+  'zero 2': {'fsdp': 8, 'zero_stage': 2},
+  'zero 3': {'fsdp': 8, 'zero_stage': 3},
+  'tensor': {'tensor': 4},
+  'sequence parallel': {'tensor': 4, 'sequence_parallel': True},
+}
+PAIRS = {
+  'data, fsdp': {'data': 2, 'fsdp': 4, 'zero_stage': 3},  # hybrid: split within groups of 4
+  'data, fsdp, zero 2': {'data': 2, 'fsdp': 4, 'zero_stage': 2},
+  'data, tensor': {'data': 4, 'tensor': 2},
+  'fsdp, tensor': {'fsdp': 4, 'tensor': 2, 'zero_stage': 3},
+  'fsdp, sequence parallel': {'fsdp': 2, 'tensor': 4, 'sequence_parallel': True, 'zero_stage': 3},
+}
+TRIPLES = {
+  'data, fsdp, tensor': {'data': 2, 'fsdp': 2, 'tensor': 2, 'zero_stage': 3, 'sequence_parallel': True},
+  'slices': {'data': 2, 'fsdp': 2, 'tensor': 2, 'zero_stage': 1, 'slices': 2},
+}
+ACCUMULATED = {'data, accumulated': {'data': 2, 'fsdp': 2, 'zero_stage': 2, 'accumulation_steps': 2}}
+FAMILIES = ('decoder', 'encoder', 'encoder_decoder', 'moe')
+# What a layout has to treat in its own way: odd sizes, other attentions and positions.
+SPECIAL = ('odd', 'latent', 'shaw', 'alibi', 'xlnet')
+
+QUICK = [
+  ('decoder', 'fsdp, sequence parallel'),
+  ('encoder', 'zero 3'),
+  ('encoder_decoder', 'tensor'),
+  ('moe', 'data, accumulated'),
+]
+_LAYOUTS = ALONE | PAIRS | TRIPLES | ACCUMULATED
+_SLOW = [
+  *((stack, layout) for layout in _LAYOUTS for stack in FAMILIES),
+  *((stack, layout) for layout in ('zero 3', 'sequence parallel', 'data, fsdp, tensor') for stack in SPECIAL),
+]
+CELLS = [pytest.param(*cell, id=', on '.join(cell)) for cell in QUICK] + [
+  pytest.param(*cell, id=', on '.join(cell), marks=pytest.mark.slow) for cell in _SLOW if cell not in QUICK
+]
+
+
+def changes(layout: str) -> dict:
+  """Key paths of the config and their values."""
+  top = {'zero_stage': 'zero_stage', 'accumulation_steps': 'optimizer__accumulation_steps'}
+  return {top.get(key, f'mesh__{key}'): value for key, value in _LAYOUTS[layout].items()}
+
+
+@pytest.mark.parametrize('stack, layout', CELLS)
+def test_a_layout_gives_what_one_device_gives(stack, layout, capfd):
+  chosen = changes(layout)
+  # Each microbatch drops out what its key says, so their number is part of what is computed.
+  expected = cells.baseline(stack, **{key: chosen[key] for key in chosen if key.startswith('optimizer')})
+  built = cells.build(stack, **chosen)
+  assert built.mesh.size > 1
+  got = cells.run(built)
+  found = cells.differences(got, expected)
+  wrong = {name: f'{value:.1e}' for name, value in found.items() if value > TOLERANCE}
+  assert not wrong, wrong
+  assert len(found) > 2 * len(jax.tree.leaves(got.params))
+  # The partitioner says so where it copied a whole array to every device to lay it out anew.
+  assert 'full rematerialization' not in capfd.readouterr().err

@@ -182,15 +182,30 @@ def _bytes(type_) -> int:
   return total // 8
 
 
+def _trips(program, rest) -> int | None:
+  """How often a loop runs: as the compiler says; or the constant below which its counter stays, since those of JAX count
+  from 0 by 1."""
+  if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', rest):
+    return int(known.group(1))
+  condition = re.search(r'condition=%([\w.-]+)', rest)
+  lines = {name: (opcode, text) for name, _, opcode, text in program.get(condition.group(1), ())} if condition else {}
+  for opcode, text in lines.values():
+    if opcode == 'compare' and 'direction=LT' in text:
+      constants = [lines[name][1] for name in _operands(text) if lines.get(name, ('',))[0] == 'constant']
+      if len(constants) == 1 and (bound := re.match(r'constant\((\d+)\)', constants[0])):
+        return int(bound.group(1))
+  return None
+
+
 def _loops(program) -> dict:
   """For each computation how often each loop around it runs, the outermost first."""
   callers = {}
   for name, instructions in program.items():
     for _, _, opcode, rest in instructions:
-      trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', rest)
+      trips = _trips(program, rest) if opcode == 'while' else None
       for key, one, several in _CALLED.findall(rest):
         for called in [one] if one else re.findall(r'%([\w.-]+)', several):
-          inside = ((int(trips.group(1)) if trips else None),) if opcode == 'while' and key == 'body' else ()
+          inside = (trips,) if opcode == 'while' and key == 'body' else ()
           if called in program:
             callers[called] = (name, inside)
 

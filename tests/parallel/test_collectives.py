@@ -86,6 +86,20 @@ def test_collectives_that_start_and_end_count_once_and_a_loop_may_run_an_unknown
   ]
 
 
+def test_a_loop_runs_up_to_the_constant_that_its_counter_is_compared_with():
+  text = _ASYNCHRONOUS.replace(
+    '  ROOT %carry.1 = (s32[], bf16[8,2]{1,0}) parameter(0)\n',
+    """  %carry.1 = (s32[], bf16[8,2]{1,0}) parameter(0)
+  %bound = s32[]{:T(128)} constant(24)
+  %counter = s32[]{:T(128)} get-tuple-element(%carry.1), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%counter, %bound), direction=LT
+""",
+  )
+  assert text != _ASYNCHRONOUS
+  (gather,) = [x for x in collectives(text) if x.kind == 'all-gather']
+  assert (gather.loops, gather.times) == ((24,), 24)
+
+
 class TestMeshAxes:
   """2 x 2 x 2 devices; number 5 stands at (1, 0, 1)."""
 

@@ -183,8 +183,8 @@ def _bytes(type_) -> int:
 
 
 def _trips(program, rest) -> int | None:
-  """How often a loop runs: as the compiler says; or the constant below which its counter stays, since those of JAX count
-  from 0 by 1."""
+  """How often a loop runs: as the compiler says; or the constant below which its counter stays, since JAX counts from 0
+  by 1."""
   if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', rest):
     return int(known.group(1))
   condition = re.search(r'condition=%([\w.-]+)', rest)

@@ -32,9 +32,8 @@ def traced(problem, where):
   return lambda remat: tracing.trace(problem, remat, where)
 
 
-@pytest.mark.parametrize('stage', range(4))
-def test_the_table_has_the_bytes_that_devices_hold(stage):
-  config = config_of(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2, 'zero_stage': stage})
+def test_the_table_has_the_bytes_that_devices_hold():
+  config = config_of(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2, 'zero_stage': 1})
   leaves, mesh_shape = planning.state_layout(config, 8)
   state = program.build(config).init()
   held = {
@@ -48,8 +47,7 @@ def test_the_table_has_the_bytes_that_devices_hold(stage):
   assert 'data 2 x fsdp 2 x tensor 2' in text and len(text.splitlines()) == len(leaves) + 4
 
 
-def test_what_is_kept_is_what_the_derivative_keeps():
-  """Against the residuals that the derivative holds when it is really run on one row."""
+def test_recomputation_keeps_less():
   config = config_of(**{'precision.dtype': 'bfloat16', 'model.layer_loop': 'scan'})
   where = topology.parse('h200:1')
   problem = setup.Problem.of(config)

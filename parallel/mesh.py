@@ -79,7 +79,15 @@ def _slices(devices, number: int) -> list[list]:
 
 
 def _sizes(mesh_config, device_count: int) -> dict[str, int]:
-  sizes = {name: mesh_config[name] for name in AXES}
+  chosen = {
+    'data': mesh_config.data,
+    'fsdp': mesh_config.fsdp,
+    'tensor': mesh_config.tensor,
+    'sequence': mesh_config.sequence,
+    'pipeline': mesh_config.pipeline,
+    'expert': mesh_config.expert,
+  }
+  sizes = {name: chosen[name] for name in AXES}
   given = _shown(sizes)
   open_axes = [name for name, size in sizes.items() if size == -1]
   if any(size < 1 and size != -1 for size in sizes.values()) or len(open_axes) > 1:

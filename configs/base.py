@@ -156,6 +156,8 @@ def _attention():
   attention.dropout_rate = number(0.0, at_least=0, below=1)  # on attention probabilities
   # auto takes the best that can serve the call (on Hopper GPUs its own kernels); any other does it or says why not.
   attention.implementation = choice('auto', 'reference', 'blockwise', 'cudnn', 'hopper', 'tpu')  # the kernel
+  # Where mesh.sequence splits rows: keys go round the devices, or each has all tokens of some of the heads (Ulysses).
+  attention.context_parallel = choice('ring', 'all_to_all')  # how devices see each other's keys
   attention.window = count(0)  # tokens that a local layer sees to a side, itself included; 0 = there is none
   attention.pattern = tuple_of(choice('global', 'local'), default=('global',))  # of layers, repeated from the first on
   attention.latent = _latent()

@@ -8,7 +8,8 @@ from flax import nnx
 
 from model import layers, relative
 from model import positions as pos
-from pallas_kernels import AttentionSpec, attention, probabilities
+from model.attend import attend
+from pallas_kernels import probabilities
 from parallel import axes as ax
 
 BIASES = ('model', 'none', 'qkv', 'all')
@@ -27,7 +28,7 @@ class Attention(layers.Module):
     self.scope, self.window, self.positions = scope, window, positions
     self.num_heads = model_config.num_heads
     self.dropout_rate = attention_config.dropout_rate
-    self.implementation = attention_config.implementation
+    self.implementation, self.exchange = attention_config.implementation, attention_config.context_parallel
     embed, head_dim = model_config.embed_dim, model_config.head_dim
     self.interleaved = model_config.rope.interleaved
     self.scale = attention_config.scale or head_dim**-0.5
@@ -76,7 +77,7 @@ class Attention(layers.Module):
       (k, v), cache = context.remember(new, cache, self.window)
     spec = context.spec(window=self.window, dropout_rate=self.dropout_rate, key=key)
     q, spec = self._placed_apart(q, k.shape[1], context, spec)
-    attended = self._attend(q, k, v, spec, context.first)
+    attended = self._attend(q, k, v, spec, context)
     return self.out(by_heads(attended)), cache
 
   def _placed(self, x, norm, rotation):
@@ -98,11 +99,11 @@ class Attention(layers.Module):
       changes['bias'] = self.scale * bias
     return q, dataclasses.replace(spec, **changes)
 
-  def _attend(self, q, k, v, spec, first):
+  def _attend(self, q, k, v, spec, context):
     if self.relative_value is None:
-      return attend(q, k, v, spec, self.implementation)
-    attended, lse = attend(q, k, v, spec, self.implementation, return_lse=True)
-    return attended + self.relative_value(probabilities(q, k, spec, lse), first)
+      return attend(q, k, v, spec, self.implementation, self.exchange, context.distances)
+    attended, lse = attend(q, k, v, spec, self.implementation, self.exchange, return_lse=True)
+    return attended + self.relative_value(probabilities(q, k, spec, lse), context.first)
 
 
 def biases(model_config) -> tuple[bool, bool]:
@@ -120,42 +121,3 @@ def turned(x, rotation, interleaved: bool):
   """Queries or keys, rotated."""
   with jax.named_scope('rotary'):
     return pos.rotate(x, rotation, interleaved)
-
-
-def attend(q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, spec: AttentionSpec, implementation: str, return_lse: bool = False):
-  """`attention` on each device's batch rows and heads; dropout is that of the whole call, however it is split."""
-  group = q_BxLxHxK.shape[2] // k_BxSxGxK.shape[2]
-  queries, keys = (ax.BATCH, ax.LENGTH, ax.HEADS, ax.HEAD_DIM), (ax.BATCH, ax.LENGTH, ax.KV_HEADS, ax.HEAD_DIM)
-
-  def on_device(q, k, v, spec):
-    if spec.dropout_rate:
-      zero = jnp.int32(0)
-      first = (ax.offset(ax.BATCH, q.shape[0]), ax.offset(ax.HEADS, q.shape[2]), zero, zero)
-      spec = dataclasses.replace(spec, dropout_offset=jnp.stack(first))
-    k, v = (_needed_heads(x, q.shape[2], group) for x in (k, v))
-    return attention(q, k, v, spec, implementation=implementation, return_lse=return_lse)
-
-  out_axes = (queries, queries[:3]) if return_lse else queries
-  on_devices = ax.on_each_device(on_device, (queries, keys, keys, _spec_axes(spec)), out_axes)
-  return on_devices(q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, spec)
-
-
-def _needed_heads(x_BxSxGxK, num_heads: int, group: int):
-  """Of key heads that a device holds all of, those that its `num_heads` query heads read, `group` of them one."""
-  if x_BxSxGxK.shape[2] * group == num_heads:
-    return x_BxSxGxK
-  first = ax.offset(ax.HEADS, num_heads)
-  if group % num_heads == 0:
-    return jax.lax.dynamic_slice_in_dim(x_BxSxGxK, first // group, 1, axis=2)
-  return jnp.take(x_BxSxGxK, (first + jnp.arange(num_heads)) // group, axis=2)
-
-
-def _spec_axes(spec):
-  """Logical axes of the arrays of a spec, in its place; those of length 1 broadcast and are whole on every device."""
-  axes = dict.fromkeys(('q_segment_ids', 'kv_segment_ids', 'q_order', 'kv_order'), (ax.BATCH, ax.LENGTH))
-  axes |= dict.fromkeys(('alibi_slopes', 'sinks'), (ax.HEADS,))
-  if spec.bias is not None:
-    names = (ax.BATCH, ax.HEADS, ax.LENGTH, None)
-    axes['bias'] = tuple(name if size > 1 else None for name, size in zip(names, spec.bias.shape))
-  arrays = [field.name for field in dataclasses.fields(spec) if not field.metadata.get('static')]
-  return dataclasses.replace(spec, **{name: axes.get(name) for name in arrays})

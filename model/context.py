@@ -6,8 +6,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from model.relative import Distances
 from model.stream import Stream, Visibility
 from pallas_kernels import AttentionSpec
+from parallel import axes as ax
 
 
 @jax.tree_util.register_dataclass
@@ -22,6 +24,10 @@ class Side:
 
   segment_ids: jax.Array
   order: jax.Array | None = None
+
+  def of_whole_rows(self) -> 'Side':
+    """The same on every device that holds tokens of a row: brought together once and not in every layer."""
+    return jax.tree.map(lambda x: ax.constrain(x, (ax.BATCH, None)), self)
 
   def after(self, slots: 'Side', write) -> 'Side':
     """The side of a cache's slots with that of new tokens, which `write(slots, new)` puts in place."""
@@ -40,6 +46,8 @@ class Context:
     rotations: rotary cosines and sines of the tokens that are projected in this call, of global and of local layers,
       see `positions.rotation`; None where nothing is rotated.
     bias: added to the logits, see `AttentionSpec`; or None.
+    distances: the same by distance, where the length is split over devices, none of which may hold it for all pairs; or
+      None.
     token_types: of queries [B, L] and keys [B, S] where attention compares them, else None.
     targets: int32 [B, M] where the last M queries are a second stream: which tokens of the row each is about; or None.
     length: int32 scalar, the slot of the cache from which new keys are written; None without a cache.
@@ -54,6 +62,7 @@ class Context:
   local_keys: Side | None = None
   rotations: tuple = (None, None)
   bias: jax.Array | None = None
+  distances: Distances | None = None
   token_types: tuple[jax.Array, jax.Array] | None = None
   targets: jax.Array | None = None
   length: jax.Array | None = None
@@ -185,7 +194,7 @@ def for_self_attention(stream: Stream, visibility: Visibility, cache: Cache | No
       + ('needs Stream.order' if ordered else 'does not go by Stream.order; leave it None, or use prefix or order')
     )
   if cache is None:
-    side = Side(stream.segment_ids, stream.order)
+    side = Side(stream.segment_ids, stream.order).of_whole_rows()
     return Context(side, side, visibility=visibility)
   if visibility not in (Visibility.CAUSAL, Visibility.PREFIX):
     raise ValueError(

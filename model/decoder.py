@@ -118,7 +118,7 @@ class SingleStack(Model):
     at_targets = lambda values_BxL: jnp.take_along_axis(values_BxL, targets, axis=1)
     both = lambda values_BxL, of_targets: jnp.concatenate([values_BxL, of_targets.astype(values_BxL.dtype)], axis=1)
     segments = jnp.where(targets_BxM < 0, 0, at_targets(stream.segment_ids))
-    queries = Side(both(stream.segment_ids, segments), both(stream.order, at_targets(stream.order) - 1))
+    queries = Side(both(stream.segment_ids, segments), both(stream.order, at_targets(stream.order) - 1)).of_whole_rows()
     types = stream.token_types
     if types is not None:
       types = both(types, at_targets(types)), types

@@ -110,7 +110,8 @@ class EncoderDecoder(Model):
       params = params['decoder']
       context = self.decoder.context(params, target, Visibility.CAUSAL, cache)
       filled = None if cache is None else jnp.zeros((), jnp.int32)
-      across = Context(Side(target.segment_ids), Side(memory_segments_BxS), length=filled)
+      sides = Side(target.segment_ids).of_whole_rows(), Side(memory_segments_BxS).of_whole_rows()
+      across = Context(*sides, length=filled)
       across = dataclasses.replace(across, visibility=Visibility.BIDIRECTIONAL)
       context = dataclasses.replace(context, memory=memory_BxSxD, cross=across)
       return self.decoder.read(params, x, target, context, rng, cache)

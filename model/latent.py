@@ -9,7 +9,8 @@ import dataclasses
 import jax.numpy as jnp
 
 from model import layers
-from model.attention import attend, biases, by_heads, turned
+from model.attend import attend
+from model.attention import biases, by_heads, turned
 from parallel import axes as ax
 
 _EPSILON = 1e-6  # of the norms of narrow vectors, whatever that of the residual stream
@@ -42,7 +43,7 @@ class LatentAttention(layers.Module):
     latent_config = attention_config.latent
     self.scope, self.window = scope, window
     self.dropout_rate = attention_config.dropout_rate
-    self.implementation = attention_config.implementation
+    self.implementation, self.exchange = attention_config.implementation, attention_config.context_parallel
     self.interleaved = model_config.rope.interleaved
     self.scale = attention_config.scale or model_config.head_dim**-0.5
     self.softcap = attention_config.softcap or None
@@ -80,7 +81,7 @@ class LatentAttention(layers.Module):
     (k, v), cache = context.remember(new, cache, self.window)
     spec = context.spec(window=self.window, dropout_rate=self.dropout_rate, key=key)
     spec = dataclasses.replace(spec, scale=self.scale, softcap=self.softcap)
-    attended = attend(q, k, v, spec, self.implementation)
+    attended = attend(q, k, v, spec, self.implementation, self.exchange, context.distances)
     return self.out(by_heads(attended[..., : self.value_dim])), cache
 
   def _queries(self, x_BxLxD, rotation):

@@ -4,6 +4,9 @@ Each module adds to the logits what `positions.of_pairs` lays out for every quer
 first query among the keys.
 """
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -28,10 +31,38 @@ class BucketBias(layers.Module):
 
   def __call__(self, queries: int, keys: int, first):
     """Biases [1, H, L, S]."""
+    return self.distances().bias(queries, keys, first)
+
+  def distances(self) -> 'Distances':
+    """What gives the biases of any run of queries and keys."""
+    return Distances(self.table[...], self.num_buckets, self.max_distance, self.bidirectional)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Distances:
+  """A bias for each head and bucket of distances, not yet laid out for pairs of queries and keys.
+
+  Attributes:
+    table_RxH: float [num_buckets, H].
+    num_buckets, max_distance, bidirectional: see `positions.t5_buckets`.
+  """
+
+  table_RxH: jax.Array
+  num_buckets: int = dataclasses.field(metadata={'static': True})
+  max_distance: int = dataclasses.field(metadata={'static': True})
+  bidirectional: bool = dataclasses.field(metadata={'static': True})
+
+  def bias(self, queries: int, keys: int, first):
+    """Biases [1, H, L, S]."""
     distances_W = pos.distances(queries, keys, first)
     buckets_W = pos.t5_buckets(distances_W, self.num_buckets, self.max_distance, self.bidirectional)
-    biases_HxW = jnp.take(self.table[...], buckets_W, axis=0).T
+    biases_HxW = jnp.take(self.table_RxH, buckets_W, axis=0).T
     return pos.of_pairs(biases_HxW[None, :, None], keys)
+
+  def of_heads(self, first, count: int) -> 'Distances':
+    """Those of `count` heads, from `first` on."""
+    return dataclasses.replace(self, table_RxH=jax.lax.dynamic_slice_in_dim(self.table_RxH, first, count, axis=1))
 
 
 class _Clipped(layers.Module):

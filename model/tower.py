@@ -106,7 +106,11 @@ class Tower:
     if kind == 'alibi':
       context.check_distances("model.positions='alibi'", "model.positions='rope' or another")
     if kind == 't5':
-      changes['bias'] = self._frame(params).relative(stream.tokens.shape[1], keys, context.first)
+      buckets = self._frame(params).relative
+      if ax.parts(ax.LENGTH) > 1:
+        changes['distances'] = buckets.distances()
+      else:
+        changes['bias'] = buckets(stream.tokens.shape[1], keys, context.first)
     if kind == 'xlnet' and stream.token_types is not None:
       changes['token_types'] = (stream.token_types, stream.token_types)
     return dataclasses.replace(context, **changes)

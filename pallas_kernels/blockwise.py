@@ -29,12 +29,22 @@ def supports(spec: AttentionSpec, shapes: Shapes, dtype, device: Device) -> str:
 
 def attend(q, k, v, spec: AttentionSpec):
   """Returns the output, like q, and lse [batch, q_len, heads] in float32 (float64 for float64 inputs)."""
-  batch, q_len, heads, head_dim = q.shape
-  kv_heads = k.shape[2]
-  grouped = (batch, q_len, kv_heads, heads // kv_heads, head_dim)
-  inputs = (q.reshape(grouped), k, v, _keys_first(spec, *grouped[2:]))
-  out, lse = _attend(*vary_alike(inputs))
+  grouped = _grouped(q, k.shape[2])
+  out, lse = _attend(*vary_alike((grouped, k, v, _keys_first(spec, *grouped.shape[2:]))))
   return out.reshape(q.shape), lse.reshape(q.shape[:3])
+
+
+def gradients(q, k, v, spec: AttentionSpec, out, lse, d_out, d_lse):
+  """The gradients of q, k, v and the spec, given what came out with all keys; see `Core.gradients`."""
+  grouped, *results = (_grouped(x, k.shape[2]) for x in (q, out, lse, d_out, d_lse))
+  inputs = (grouped, k, v, _keys_first(spec, *grouped.shape[2:]), *results)
+  d_q, d_k, d_v, d_spec = _backward(*vary_alike(inputs))
+  return d_q.reshape(q.shape), d_k, d_v, _keys_last(d_spec, spec)
+
+
+def _grouped(x, kv_heads):
+  """[batch, q_len, heads, ...] as [batch, q_len, kv_heads, heads of each, ...]."""
+  return x.reshape(*x.shape[:2], kv_heads, x.shape[2] // kv_heads, *x.shape[3:])
 
 
 def _keys_first(spec, kv_heads, groups, head_dim):
@@ -48,6 +58,17 @@ def _keys_first(spec, kv_heads, groups, head_dim):
     bias = spec.bias.reshape(spec.bias.shape[:1] + split + spec.bias.shape[2:])
     changes['bias'] = jnp.transpose(bias, (0, 1, 4, 2, 3))
   return dataclasses.replace(spec, **changes)
+
+
+def _keys_last(gradients, spec):
+  """The gradients of what `_keys_first` made of a spec as those of the spec."""
+  changes = {'scale': spec.scale}
+  for name in ('alibi_slopes', 'sinks'):
+    if getattr(spec, name) is not None:
+      changes[name] = getattr(gradients, name).reshape(-1)
+  if spec.bias is not None:
+    changes['bias'] = jnp.transpose(gradients.bias, (0, 1, 3, 4, 2)).reshape(spec.bias.shape)
+  return dataclasses.replace(gradients, **changes)
 
 
 @jax.custom_vjp

@@ -1,5 +1,7 @@
 """The oracle: attention as its definition says it, in float32 (float64 for float64 inputs), whole logits in memory."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -26,6 +28,28 @@ def attend(q, k, v, spec: AttentionSpec):
   v = jnp.repeat(v.astype(logits.dtype), q.shape[2] // v.shape[2], 2)
   out = jnp.einsum('bhqk,bkhd->bqhd', _normalized(logits, visible, lse, spec), v, precision=_HIGHEST)
   return out.astype(q.dtype), jnp.swapaxes(lse[..., 0], 1, 2)
+
+
+def gradients(q, k, v, spec: AttentionSpec, out, lse, d_out, d_lse):
+  """The gradients of q, k, v and the spec, given what came out with all keys; see `Core.gradients`."""
+  heads = q.shape[2] // k.shape[2]
+  d_row = jnp.sum(d_out.astype(lse.dtype) * out.astype(lse.dtype), axis=-1) - d_lse
+
+  def weighed(q, k, v, learned):
+    spec_of = dataclasses.replace(spec, **learned)
+    # With the lse held fast, its gradient d_row / d(sum of p) stands for what the softmax does to a row.
+    v = jnp.repeat(v.astype(lse.dtype), heads, 2)
+    kept = jnp.einsum('bhqk,bkhd->bqhd', probabilities(q, k, spec_of, lse), v, precision=_HIGHEST)
+    sums = jnp.sum(probabilities(q, k, dataclasses.replace(spec_of, dropout_rate=0.0), lse), axis=-1)
+    sees = jnp.isfinite(lse)
+    return jnp.sum(jnp.where(sees[..., None], kept * d_out, 0)) - jnp.sum(
+      jnp.where(sees, sums.swapaxes(1, 2) * d_row, 0)
+    )
+
+  learned = {name: getattr(spec, name) for name in ('alibi_slopes', 'bias')}
+  *found, learned = jax.grad(weighed, (0, 1, 2, 3))(q, k, v, learned)
+  nothing = {field.name: None for field in dataclasses.fields(spec) if not field.metadata.get('static')}
+  return *found, dataclasses.replace(spec, **(nothing | learned))
 
 
 def probabilities(q, k, spec: AttentionSpec, lse):

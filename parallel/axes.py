@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from parallel.head_exchange import AllToAll
 from parallel.lookup import lookup as lookup_on_device
+from parallel.ring import Ring
 from parallel.rules import Layout, mesh_axes
 
 BATCH = 'batch'
@@ -30,6 +32,8 @@ LAYERS = 'layers'
 EXPERTS = 'experts'
 RANK = 'rank'  # of the narrow vectors of latent attention
 LOAD = 'load'  # of numbers that follow the load of experts and not a gradient
+
+ATTENTION_EXCHANGES = {'ring': Ring, 'all_to_all': AllToAll}
 
 Axes = tuple[str | None, ...]
 
@@ -152,6 +156,25 @@ def stored_over(axes: Axes, shape: tuple[int, ...]) -> tuple[tuple[str, ...], ..
   if active is None or active.on_device:
     return ((),) * len(axes)
   return tuple(map(mesh_axes, active.spec(Stored(axes), shape)))
+
+
+def parts(axis: str) -> int:
+  """How many parts the active mesh splits activations into along a logical axis; 1 without a mesh."""
+  active = _active.get()
+  return 1 if active is None else active.layout.parts(axis)
+
+
+def attention_exchange(kind: str):
+  """Inside `on_each_device`: how attention goes over the devices that split the length, None where none do.
+
+  Args:
+    kind: one of `ATTENTION_EXCHANGES`.
+
+  Returns:
+    A function for `pallas_kernels.attention_across`, see `Ring` and `AllToAll`.
+  """
+  names = split_over(LENGTH)
+  return ATTENTION_EXCHANGES[kind](names) if names else None
 
 
 def offset(axis: str, local_size: int) -> jax.Array:

@@ -113,15 +113,19 @@ class Layout:
     """The sharding of a spec over the mesh."""
     return NamedSharding(self.mesh, spec)
 
+  def parts(self, axis: str) -> int:
+    """How many parts activations are split into along a logical axis."""
+    return math.prod(self.mesh.shape[name] for name in mesh_axes(self.activation_spec((axis,))[0]))
+
   @property
   def data_parallel_size(self) -> int:
     """The number of shards that the rows of a batch are split into."""
-    return math.prod(self.mesh.shape[name] for name in _ACTIVATIONS['batch'])
+    return self.parts('batch')
 
   @property
   def length_shards(self) -> int:
     """What the length of rows must be a multiple of."""
-    return math.prod(self.mesh.shape[name] for name in mesh_axes(self.activation_spec(('residual_length',))[0]))
+    return self.parts('residual_length')
 
 
 def mesh_axes(entry) -> tuple[str, ...]:

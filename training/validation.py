@@ -9,6 +9,7 @@ import objectives
 import parallel
 from data import augmentation, corpora, packing
 from data.tokenizers import training as tokenizer_training
+from parallel import axes
 from training import durations, schedules, trainable
 from training.configs import ConfigError
 
@@ -28,6 +29,7 @@ def validate(config, device_count: int) -> None:
     _check_batch(config, layout)
     _check_schedule(config)
     _check_layout(config, layout)
+    _check_context(config, layout)
   except (ValueError, FileNotFoundError, ImportError) as error:
     raise ConfigError(str(error)) from error
 
@@ -68,6 +70,35 @@ def _check_batch(config, layout) -> None:
     raise ValueError(
       f'model.max_length={config.model.max_length} positions are learned but data.sequence_length='
       f'{length}; set model.max_length=0 for as many'
+    )
+
+
+def _check_context(config, layout) -> None:
+  """Refuses attention that the devices that split rows cannot compute together."""
+  model_config, attention_config = config.model, config.model.attention
+  devices = layout.parts(axes.LENGTH)
+  if devices == 1:
+    return
+  if attention_config.context_parallel == 'all_to_all':
+    heads = model_config.num_heads // layout.parts(axes.HEADS)
+    if heads % devices:
+      raise ValueError(
+        f"model.attention.context_parallel='all_to_all' gives each of mesh.sequence={devices} devices as many heads, "
+        f'but there are {heads} to share; choose a mesh.sequence that divides them, or '
+        "--config.model.attention.context_parallel='ring'"
+      )
+    return
+  given = 'model.attention.window' if attention_config.window else "model.positions='alibi'"
+  if model_config.family != 'decoder' and (attention_config.window or model_config.positions == 'alibi'):
+    raise ValueError(
+      f"model.attention.context_parallel='ring' cannot compute {given} where tokens see later ones, as in "
+      f"model.family={model_config.family!r}; use --config.model.attention.context_parallel='all_to_all'"
+    )
+  length = config.data.sequence_length
+  if model_config.family != 'encoder' and length % (2 * devices):
+    raise ValueError(
+      f'a causal ring halves what each of mesh.sequence={devices} devices has of data.sequence_length={length}; for '
+      f'example --config.data.sequence_length={-(-length // (2 * devices)) * 2 * devices}'
     )
 
 

@@ -41,10 +41,20 @@ def supports(spec: AttentionSpec, shapes: Shapes, dtype, device: Device) -> str:
 
 def attend(q, k, v, spec: AttentionSpec):
   """Returns the output, like q, and lse [batch, q_len, heads] in float32."""
-  spec = dataclasses.replace(spec, scale=q.shape[-1] ** -0.5 if spec.scale is None else spec.scale)
-  q, k, v, spec = vary_alike((q, k, v, spec))
+  q, k, v, spec = vary_alike((q, k, v, _scaled(spec, q.shape[-1])))
   core = functools.partial(_attend, interpret=current().interpret)
   return decode.attend(core, q, k, v, spec) if decode.serves(spec, q.shape[1]) else core(q, k, v, spec)
+
+
+def gradients(q, k, v, spec: AttentionSpec, out, lse, d_out, d_lse):
+  """The gradients of q, k, v and the spec, given what came out with all keys; see `Core.gradients`."""
+  arguments = vary_alike((q, k, v, _scaled(spec, q.shape[-1]), out, lse, d_out, d_lse))
+  *found, d_spec = _backward(*arguments, current().interpret)
+  return *found, dataclasses.replace(d_spec, scale=spec.scale)
+
+
+def _scaled(spec, head_dim):
+  return dataclasses.replace(spec, scale=head_dim**-0.5 if spec.scale is None else spec.scale)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -1,5 +1,5 @@
 """Attention for TPU in Pallas."""
 
-from pallas_kernels.tpu.attention import attend, supports
+from pallas_kernels.tpu.attention import attend, gradients, supports
 
-__all__ = ['attend', 'supports']
+__all__ = ['attend', 'gradients', 'supports']

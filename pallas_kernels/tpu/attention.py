@@ -37,11 +37,25 @@ def supports(spec: AttentionSpec, shapes: Shapes, dtype, device: Device) -> str:
 
 def attend(q, k, v, spec: AttentionSpec):
   """Returns the output, like q, and lse [batch, q_len, heads] in float32."""
-  spec = dataclasses.replace(spec, scale=q.shape[-1] ** -0.5 if spec.scale is None else spec.scale)
   head_dim = q.shape[-1]
-  q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, -head_dim % _SUBLANES))) for x in (q, k, v))
-  out, lse = _attend(current(), *vary_alike((q, k, v, spec)))
+  out, lse = _attend(current(), *vary_alike((*map(_padded, (q, k, v)), _scaled(spec, head_dim))))
   return out[..., :head_dim], lse
+
+
+def gradients(q, k, v, spec: AttentionSpec, out, lse, d_out, d_lse):
+  """The gradients of q, k, v and the spec, given what came out with all keys; see `Core.gradients`."""
+  head_dim = q.shape[-1]
+  kept = *map(_padded, (q, k, v)), _scaled(spec, head_dim), _padded(out), lse
+  *found, d_spec = _attend_bwd(current(), *vary_alike((kept, (_padded(d_out), d_lse))))
+  return *(x[..., :head_dim] for x in found), dataclasses.replace(d_spec, scale=spec.scale)
+
+
+def _padded(x):
+  return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, -x.shape[-1] % _SUBLANES)))
+
+
+def _scaled(spec, head_dim):
+  return dataclasses.replace(spec, scale=head_dim**-0.5 if spec.scale is None else spec.scale)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

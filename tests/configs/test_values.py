@@ -17,7 +17,7 @@ from data.tokenizers import base as tokenizers_base
 from data.tokenizers import training as tokenizer_training
 from model import attention, block, families, feed_forward, layers, positions, routing, stack
 from pallas_kernels import grouped
-from parallel import rules
+from parallel import axes, rules
 from precision.policy import RULES
 from training import durations, optimizers, schedules
 
@@ -55,6 +55,7 @@ def refusal(path, value):
     ('model.layer_loop', stack.LAYER_LOOPS),
     ('model.remat', stack.REMATS),
     ('model.attention.implementation', ('auto', *importlib.import_module('pallas_kernels.attention')._IMPLEMENTATIONS)),
+    ('model.attention.context_parallel', tuple(axes.ATTENTION_EXCHANGES)),
     ('model.moe.router', routing.ROUTERS),
     ('model.moe.implementation', ('auto', *grouped.IMPLEMENTATIONS)),
     ('data.corpus', (*corpora._READERS, 'mixture')),
@@ -205,7 +206,7 @@ def test_a_group_is_assigned_key_by_key_or_from_its_like():
   other.update(base.get_config())
   assert other == base.get_config()
   for wrong in (3, {'qk_norm': True}):
-    with pytest.raises(ValueError, match='model.attention is a group; set one of its keys bias, dropout_rate'):
+    with pytest.raises(ValueError, match='model.attention is a group; set one of its keys bias, context_parallel'):
       config.model.attention = wrong
 
 

@@ -13,7 +13,7 @@ import model as model_lib
 import objectives
 import precision
 from configs import base
-from model.attention import attend
+from model.attend import attend
 from pallas_kernels import AttentionSpec, Device, attention, target
 from parallel import axes
 
@@ -53,7 +53,7 @@ def test_parts_give_what_the_whole_gives_dropout_and_gradients_included(fields):
 
   def on_devices(*inputs):
     with _over_rows_and_heads():
-      return attend(*inputs, 'blockwise')
+      return attend(*inputs, 'blockwise', 'ring')
 
   got = gradient(on_devices)(*inputs)
   for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
@@ -64,7 +64,7 @@ def test_parts_give_what_the_whole_gives_dropout_and_gradients_included(fields):
 def test_every_device_holds_only_its_rows_and_heads():
   q = jax.ShapeDtypeStruct((8, 20, 4, 8), jnp.float32)
   with _over_rows_and_heads():
-    traced = jax.jit(lambda q: attend(q, q, q, AttentionSpec(causal=True), 'blockwise')).trace(q)
+    traced = jax.jit(lambda q: attend(q, q, q, AttentionSpec(causal=True), 'blockwise', 'ring')).trace(q)
   text = str(traced.jaxpr)
   assert text.count('kernel[') == 1 and 'f32[2,20,2,8]' in text
   assert 'all-' not in traced.lower().compile().as_text()

@@ -21,6 +21,18 @@ ALONE = {
   'tensor': {'tensor': 4},
   'sequence parallel': {'tensor': 4, 'sequence_parallel': True},
 }
+CONTEXT = {
+  'sequence 2': {'sequence': 2},
+  'sequence 4': {'sequence': 4},
+  'sequence 8': {'sequence': 8},
+  'all to all': {'sequence': 4, 'context_parallel': 'all_to_all'},
+  'data, sequence': {'data': 2, 'sequence': 4},
+  'sequence, tensor': {'sequence': 4, 'tensor': 2},
+  'sequence, sequence parallel': {'sequence': 2, 'tensor': 2, 'sequence_parallel': True},
+  'fsdp, sequence': {'fsdp': 2, 'sequence': 4, 'zero_stage': 3},
+  'all to all, tensor': {'sequence': 2, 'tensor': 2, 'context_parallel': 'all_to_all'},
+  'data, sequence, tensor': {'data': 2, 'sequence': 2, 'tensor': 2},
+}
 PAIRS = {
   'data, fsdp': {'data': 2, 'fsdp': 4, 'zero_stage': 3},  # hybrid: split within groups of 4
   'data, fsdp, zero 2': {'data': 2, 'fsdp': 4, 'zero_stage': 2},
@@ -42,10 +54,13 @@ QUICK = [
   ('encoder', 'zero 3'),
   ('encoder_decoder', 'tensor'),
   ('moe', 'data, accumulated'),
+  ('decoder', 'sequence, tensor'),
 ]
-_LAYOUTS = ALONE | PAIRS | TRIPLES | ACCUMULATED
+_LAYOUTS = ALONE | CONTEXT | PAIRS | TRIPLES | ACCUMULATED
 _SLOW = [
   *((stack, layout) for layout in _LAYOUTS for stack in FAMILIES),
+  *((stack, layout) for layout in ('sequence 4', 'all to all, tensor') for stack in SPECIAL if stack != 'alibi'),
+  ('alibi', 'sequence 4'),
   *((stack, layout) for layout in ('zero 3', 'sequence parallel', 'data, fsdp, tensor') for stack in SPECIAL),
 ]
 CELLS = [pytest.param(*cell, id=', on '.join(cell)) for cell in QUICK] + [
@@ -55,7 +70,11 @@ CELLS = [pytest.param(*cell, id=', on '.join(cell)) for cell in QUICK] + [
 
 def changes(layout: str) -> dict:
   """Key paths of the config and their values."""
-  top = {'zero_stage': 'zero_stage', 'accumulation_steps': 'optimizer__accumulation_steps'}
+  top = {
+    'zero_stage': 'zero_stage',
+    'accumulation_steps': 'optimizer__accumulation_steps',
+    'context_parallel': 'model__attention__context_parallel',
+  }
   return {top.get(key, f'mesh__{key}'): value for key, value in _LAYOUTS[layout].items()}
 
 

@@ -22,6 +22,7 @@ def refusal(*overrides, device_count=8):
     ('zero_stage=3',),
     ('model.positions=learned',),
     ('train.steps=4',),
+    ('mesh.data=2', 'mesh.sequence=4', 'model.attention.context_parallel=all_to_all'),
     ('model.num_heads=3', 'model.head_dim=8'),
     ("train.steps={'tokens': 100000}",),
   ],
@@ -56,6 +57,19 @@ def test_what_can_run_passes(overrides):
     (['optimizer.accumulation_steps=3'], 'optimizer.accumulation_steps=3 times 8 shards'),
     (['optimizer.schedule=wsd', 'train.steps=12'], 'make optimizer.warmup or optimizer.decay shorter'),
     (['mesh.tensor=8'], "axis 'heads' of size 4 does not divide over mesh.tensor = 8 devices"),
+    (
+      ['mesh.data=1', 'mesh.sequence=8', 'data.sequence_length=72', 'data.batch_tokens=72'],
+      'a causal ring halves what each of mesh.sequence=8 devices has of data.sequence_length=72; for example '
+      '--config.data.sequence_length=80',
+    ),
+    (
+      ['mesh.data=1', 'mesh.sequence=8', 'model.attention.context_parallel=all_to_all'],
+      "context_parallel='all_to_all' gives each of mesh.sequence=8 devices as many heads, but there are 4 to share",
+    ),
+    (
+      ['mesh.data=4', 'mesh.sequence=2', 'model.family=encoder', 'objective.name=masked', 'model.positions=alibi'],
+      "context_parallel='ring' cannot compute model.positions='alibi' where tokens see later ones",
+    ),
     (['mesh.fsdp=3'], 'which does not divide the 8 devices'),
     (['mesh.data=16'], 'needs 16 devices; there are 8; set one of them to -1'),
     (['mesh.fsdp=8', 'zero_stage=3', 'model.embed_dim=60', 'model.head_dim=16'], 'of size 60 does not divide over'),

@@ -194,6 +194,7 @@ def _moe():
   moe.balance_loss = number(0.01, at_least=0)  # times num_experts * sum(share of choices * mean probability)
   moe.z_loss = number(0.0, at_least=0)  # times the mean of logsumexp(router logits)^2 (ST-MoE: 1e-3)
   moe.jitter = number(0.0, at_least=0, below=1)  # the router reads x times 1 +- this in training (Switch: 0.01)
+  moe.exchange = choice('auto', 'ragged', 'gather')  # without a capacity a device sends experts their rows, or all
   moe.implementation = choice('auto', 'blocks', 'ragged_dot')  # the grouped product without a capacity
   return moe
 

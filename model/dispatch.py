@@ -42,19 +42,20 @@ class ExpertDispatch:
   """Rows of the experts' input where each expert has chosen as many tokens.
 
   Attributes:
-    tokens_S: int32, the token in each row; the S / E rows of an expert stand together.
+    tokens_S: int32, the token in each row, T where there is none; the S / E rows of an expert stand together.
   """
 
   tokens_S: jax.Array
   sizes_E = None
 
   def spread(self, x_TxD):
-    """The experts' input [S, D]."""
-    return x_TxD[self.tokens_S]
+    """The experts' input [S, D]; rows without a token are zeros."""
+    return jnp.take(x_TxD, self.tokens_S, axis=0, mode='fill', fill_value=0)
 
   def collect(self, y_SxD, gates_S, num_tokens: int):
     """For each token the sum of its rows, times their gates: [T, D]."""
-    return jnp.zeros((num_tokens, y_SxD.shape[1]), y_SxD.dtype).at[self.tokens_S].add(y_SxD * gates_S[:, None])
+    empty = jnp.zeros((num_tokens, y_SxD.shape[1]), y_SxD.dtype)
+    return empty.at[self.tokens_S].add(y_SxD * gates_S[:, None], mode='drop')
 
 
 def dropless(experts_TxK, num_experts: int) -> TokenDispatch:
@@ -79,9 +80,8 @@ def with_capacity(experts_BxLxK, num_experts: int, capacity: int) -> TokenDispat
   """
   batch, length, k = experts_BxLxK.shape
   flat_BxA = experts_BxLxK.reshape(batch, length * k)
-  order_BxA, place_BxA, sizes_BxE = jax.vmap(lambda flat: _sorted(flat, num_experts))(flat_BxA)
+  order_BxA, rank_BxA, sizes_BxE = _ranked(flat_BxA, num_experts)
   start_BxE = jnp.cumsum(sizes_BxE, axis=1) - sizes_BxE
-  rank_BxA = place_BxA - jnp.take_along_axis(start_BxE, jnp.minimum(flat_BxA, num_experts - 1), axis=1)
   row_of_text = jnp.arange(batch)[:, None]
   rows = jnp.where(
     (rank_BxA < capacity) & (flat_BxA < num_experts),
@@ -98,10 +98,28 @@ def with_capacity(experts_BxLxK, num_experts: int, capacity: int) -> TokenDispat
   return TokenDispatch(_kept(rows.reshape(-1, k)), _kept(choices), None)
 
 
+def within_capacity(experts_BxLxK, num_experts: int, capacity: int):
+  """The choices that `with_capacity` gives a row to; `num_experts` in place of the others. Arguments as of it."""
+  batch = len(experts_BxLxK)
+  _, rank_BxA, _ = _ranked(experts_BxLxK.reshape(batch, -1), num_experts)
+  return jnp.where(rank_BxA.reshape(experts_BxLxK.shape) < capacity, experts_BxLxK, num_experts)
+
+
 def by_expert(tokens_BxExC, length: int) -> ExpertDispatch:
-  """Each expert has chosen C tokens, int32 in [0, L), of each row of text; S = E B C."""
-  tokens = tokens_BxExC + length * jnp.arange(len(tokens_BxExC))[:, None, None]
+  """Each expert has chosen C tokens, int32, of each row of text; S = E B C. Those not in [0, L) are of no token."""
+  batch = len(tokens_BxExC)
+  tokens = tokens_BxExC + length * jnp.arange(batch)[:, None, None]
+  tokens = jnp.where((tokens_BxExC >= 0) & (tokens_BxExC < length), tokens, batch * length)
   return ExpertDispatch(_kept(tokens.swapaxes(0, 1).reshape(-1)))
+
+
+def _ranked(experts_BxA, num_experts):
+  """The order that sorts the choices of each row of text by expert; how many of its expert's come before each; how many
+  each expert has."""
+  order_BxA, place_BxA, sizes_BxE = jax.vmap(lambda flat: _sorted(flat, num_experts))(experts_BxA)
+  start_BxE = jnp.cumsum(sizes_BxE, axis=1) - sizes_BxE
+  rank_BxA = place_BxA - jnp.take_along_axis(start_BxE, jnp.minimum(experts_BxA, num_experts - 1), axis=1)
+  return order_BxA, rank_BxA, sizes_BxE
 
 
 def _sorted(experts_A, num_experts):

@@ -4,6 +4,8 @@ Shapes in names: B rows, L length, T = B L tokens, D embed, F mlp, E experts, C 
 all experts.
 """
 
+import functools
+import logging
 import math
 
 import jax
@@ -16,7 +18,10 @@ from model.metrics import Metric
 from model.routing import Router
 from model.stream import Visibility
 from pallas_kernels import grouped_matmul
+from pallas_kernels.device import current
 from parallel import axes as ax
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class MoE(layers.Module):
@@ -24,7 +29,8 @@ class MoE(layers.Module):
 
   Tokens are sorted by expert; then each expert multiplies its own rows only. Without a capacity no token is dropped and
   the rows are multiplied group by group; with one, or where experts choose, every expert has equally many rows, in part
-  perhaps empty. Over a mesh each device sorts and multiplies its own rows of text.
+  perhaps empty. Over a mesh each device sorts its own tokens, and where devices hold different experts the tokens
+  travel to theirs and back.
   """
 
   def __init__(self, scope, model_config, *, rngs):
@@ -33,6 +39,8 @@ class MoE(layers.Module):
     self.num_experts, self.k = moe_config.num_experts, moe_config.experts_per_token
     self.expert_choice = moe_config.router == 'expert_choice'
     self.capacity_factor, self.expert_capacity = moe_config.capacity_factor, moe_config.expert_capacity
+    self.is_limited = self.expert_choice or bool(self.capacity_factor or self.expert_capacity)
+    self.exchange = moe_config.exchange
     self.router = Router('router', model_config, rngs=rngs)
     self.experts = Experts('experts', model_config, rngs=rngs)
     shared = moe_config.shared_mlp_dim
@@ -63,27 +71,52 @@ class MoE(layers.Module):
 
   def _pass_experts(self, x_BxLxD, gates, chosen):
     graph, params = nnx.split(self.experts)
+    params_axes = jax.tree.map(lambda param: ax.Used(param.axes), params, is_leaf=lambda x: isinstance(x, nnx.Param))
+    stream = (ax.BATCH, ax.LENGTH, ax.EMBED)
+    # Places in a row of text are limited, or found, by what the whole row chooses.
+    of_token, of_row = (ax.BATCH, ax.LENGTH, None), (ax.BATCH, None, None)
+    in_axes = (stream, of_row if self.expert_choice else of_token, of_row if self.is_limited else of_token)
 
     def on_device(x_BxLxD, gates, chosen, params):
       experts = nnx.merge(graph, params)
-      batch, length, embed = x_BxLxD.shape
-      x_TxD = x_BxLxD.reshape(-1, embed)
-      if self.expert_choice:
-        routes = dispatch.by_expert(chosen, length)
-        rows = experts(routes.spread(x_TxD), routes.sizes_E)
-        y = routes.collect(rows, gates.swapaxes(0, 1).reshape(-1), batch * length)
-      else:
-        capacity = self._capacity(length)
-        if capacity is None:
-          routes = dispatch.dropless(chosen.reshape(-1, self.k), self.num_experts)
-        else:
-          routes = dispatch.with_capacity(chosen, self.num_experts, capacity)
-        rows = experts(routes.spread(x_TxD), routes.sizes_E)
-        y = routes.collect(rows, gates.reshape(-1, self.k))
-      return y.reshape(x_BxLxD.shape)
+      pass_on = self._pass_equally if self.is_limited else self._pass_all
+      return ax.sum_over(ax.MLP, pass_on(experts, x_BxLxD, gates, chosen).reshape(x_BxLxD.shape))
 
-    stream, choice = (ax.BATCH, ax.LENGTH, ax.EMBED), (ax.BATCH, None, None)
-    return ax.on_each_device(on_device, (stream, choice, choice, None), stream)(x_BxLxD, gates, chosen, params)
+    return ax.on_each_device(on_device, (*in_axes, params_axes), stream)(x_BxLxD, gates, chosen, params)
+
+  def _pass_equally(self, experts, x_BxLxD, gates, chosen):
+    """[T, D] of tokens of which every expert has as many from every row of text."""
+    batch, length, embed = x_BxLxD.shape
+    pass_experts = functools.partial(ax.pass_equal, ax.EXPERTS, lambda rows: experts(rows, None))
+    if self.expert_choice:
+      routes = dispatch.by_expert(chosen - ax.offset(ax.LENGTH, length), length)
+      rows = pass_experts(routes.spread(x_BxLxD.reshape(-1, embed)), self.num_experts)
+      return routes.collect(rows, gates.swapaxes(0, 1).reshape(-1), batch * length)
+    capacity = self._capacity(chosen.shape[1])
+    if length < chosen.shape[1]:
+      within = dispatch.within_capacity(chosen, self.num_experts, capacity)
+      chosen = jax.lax.dynamic_slice_in_dim(within, ax.offset(ax.LENGTH, length), length, axis=1)
+    routes = dispatch.with_capacity(chosen, self.num_experts, min(capacity, length))
+    rows = pass_experts(routes.spread(x_BxLxD.reshape(-1, embed)), self.num_experts)
+    return routes.collect(rows, gates.reshape(-1, self.k))
+
+  def _pass_all(self, experts, x_BxLxD, gates, chosen):
+    """[T, D] of tokens all of whose choices count."""
+    tokens = x_BxLxD.reshape(-1, x_BxLxD.shape[2]), gates.reshape(-1, self.k), chosen.reshape(-1, self.k)
+    num_local = len(experts.up.kernel[...])
+    if num_local < self.num_experts and _exchange(self.exchange) == 'ragged':
+      x_TxD, gates, chosen = tokens
+      routes = dispatch.dropless(chosen, self.num_experts)
+      most_sent = len(x_TxD) * min(self.k, num_local)
+      rows = ax.pass_ragged(ax.EXPERTS, experts, routes.spread(x_TxD), routes.sizes_E, most_sent)
+      return routes.collect(rows, gates)
+
+    def of_mine(x_TxD, gates, chosen):
+      mine = chosen - ax.offset(ax.EXPERTS, num_local)
+      routes = dispatch.dropless(jnp.where((mine >= 0) & (mine < num_local), mine, num_local), num_local)
+      return routes.collect(experts(routes.spread(x_TxD), routes.sizes_E), gates)
+
+    return ax.pass_gathered(ax.EXPERTS, of_mine, tokens)
 
   def _capacity(self, length) -> int | None:
     """Choices that an expert takes of a row of `length` tokens, or None: all."""
@@ -106,8 +139,28 @@ class MoE(layers.Module):
     return Metric(jnp.sum(jnp.maximum(count_BxE - capacity, 0.0)), self.k * num_tokens)
 
 
+def _exchange(name: str) -> str:
+  """How rows of any number travel to the devices of their experts."""
+  platform = current().platform
+  if name == 'ragged' and platform == 'cpu':
+    raise ValueError(
+      "model.moe.exchange='ragged' needs a ragged all-to-all, which XLA does not have on CPUs; use 'gather' or 'auto', "
+      'or a capacity: --config.model.moe.capacity_factor=1.25'
+    )
+  if name == 'auto':
+    name = 'gather' if platform == 'cpu' else 'ragged'
+    _log_exchange(name, platform)
+  return name
+
+
+@functools.cache
+def _log_exchange(name, platform):
+  why = 'XLA has no ragged all-to-all there' if name == 'gather' else 'only the rows that there are travel'
+  _LOGGER.info("model.moe.exchange='auto' uses %r on %s: %s", name, platform, why)
+
+
 class Experts(layers.Module):
-  """Feed-forwards side by side, see `feed_forward.FeedForward`."""
+  """Feed-forwards side by side, see `feed_forward.FeedForward`; on devices that split their width, parts of the sum."""
 
   def __init__(self, scope, model_config, *, rngs):
     self.scope = scope
@@ -130,10 +183,10 @@ class ExpertLinear(layers.Module):
   def __init__(self, scope, model_config, inputs, outputs, *, rngs, residual=False):
     self.scope = scope
     self.implementation = model_config.moe.implementation
-    (fan_in, in_axis), (fan_out, out_axis) = inputs, outputs
+    (fan_in, self.in_axis), (fan_out, out_axis) = inputs, outputs
     experts = model_config.moe.num_experts
     init = layers.initializer(model_config, fan_in, fan_out, residual)
-    self.kernel = nnx.Param(init(rngs.params(), (experts, fan_in, fan_out)), axes=(ax.EXPERTS, in_axis, out_axis))
+    self.kernel = nnx.Param(init(rngs.params(), (experts, fan_in, fan_out)), axes=(ax.EXPERTS, self.in_axis, out_axis))
     bias = nnx.Param(jnp.zeros((experts, fan_out)), axes=(ax.EXPERTS, out_axis)) if model_config.use_bias else None
     self.bias = bias
 
@@ -142,10 +195,14 @@ class ExpertLinear(layers.Module):
     if sizes_E is None:
       x_ExCxD = x_SxD.reshape(len(kernel_ExDxF), -1, x_SxD.shape[1])
       y_ExCxF = jax.lax.dot_general(x_ExCxD, kernel_ExDxF, (((2,), (1,)), ((0,), (0,))))
-      y_ExCxF = y_ExCxF if self.bias is None else y_ExCxF + self.bias[...][:, None]
+      y_ExCxF = y_ExCxF if self.bias is None else y_ExCxF + self._bias()[:, None]
       return y_ExCxF.reshape(len(x_SxD), -1)
     y_SxF = grouped_matmul(x_SxD, kernel_ExDxF, sizes_E, implementation=self.implementation)
     y_SxF = checkpoint_name(y_SxF, 'residual')
     if self.bias is None:
       return y_SxF
-    return y_SxF + jnp.repeat(self.bias[...], sizes_E, axis=0, total_repeat_length=len(x_SxD))
+    return y_SxF + jnp.repeat(self._bias(), sizes_E, axis=0, total_repeat_length=len(x_SxD))
+
+  def _bias(self):
+    """Of devices that hold parts of the inputs, and so of the sum, the first adds it."""
+    return jnp.where(ax.offset(self.in_axis, 1) == 0, self.bias[...], 0.0)

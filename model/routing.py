@@ -39,8 +39,8 @@ class Router(layers.Module):
     self.jitter, self.balance_loss, self.z_loss = moe_config.jitter, moe_config.balance_loss, moe_config.z_loss
     shape = model_config.embed_dim, self.num_experts
     init = layers.initializer(model_config, *shape)
-    self.kernel = nnx.Param(init(rngs.params(), shape), axes=(ax.EMBED, ax.EXPERTS))
-    biases = lambda exist: nnx.Param(jnp.zeros(self.num_experts), axes=(ax.EXPERTS,)) if exist else None
+    self.kernel = nnx.Param(init(rngs.params(), shape), axes=(ax.EMBED, ax.SCORES))
+    biases = lambda exist: nnx.Param(jnp.zeros(self.num_experts), axes=(ax.SCORES,)) if exist else None
     self.bias = biases(moe_config.router_bias)
     self.selection_bias = nnx.Param(jnp.zeros(self.num_experts), axes=(ax.LOAD,)) if moe_config.selection_bias else None
 
@@ -75,10 +75,9 @@ class Router(layers.Module):
 
   def _tokens_choose(self, scores_BxLxE, real_BxL):
     ranked = scores_BxLxE if self.selection_bias is None else scores_BxLxE + self.selection_bias[...]
-    ranked = jax.lax.stop_gradient(ranked)
-    if self.num_groups > 1:
-      ranked = self._best_groups(ranked)
-    experts = checkpoint_name(jax.lax.top_k(ranked, self.k)[1], 'residual')
+    of_token = (ax.BATCH, ax.LENGTH, None)
+    best = _on_each_device(lambda ranked: jax.lax.top_k(self._best_groups(ranked), self.k)[1], of_token)
+    experts = checkpoint_name(best(jax.lax.stop_gradient(ranked)), 'residual')
     is_chosen_BxLxKxE = experts[..., None] == jnp.arange(self.num_experts)
     gates = jnp.sum(jnp.where(is_chosen_BxLxKxE, scores_BxLxE[:, :, None], 0.0), axis=-1)
     if self.normalize:
@@ -87,6 +86,8 @@ class Router(layers.Module):
     return gates, jnp.where(real_BxL[..., None], experts, self.num_experts), count_BxLxE
 
   def _best_groups(self, ranked_BxLxE):
+    if self.num_groups == 1:
+      return ranked_BxLxE
     groups = ranked_BxLxE.reshape(*ranked_BxLxE.shape[:2], self.num_groups, -1)
     merit = jnp.sum(jax.lax.top_k(groups, min(2, groups.shape[-1]))[0], axis=-1)
     best = jax.lax.top_k(merit, self.groups_per_token)[1]
@@ -97,7 +98,8 @@ class Router(layers.Module):
     length = scores_BxLxE.shape[1]
     capacity = min(length, -(-self.k * length // self.num_experts))
     ranked = jnp.where(real_BxL[..., None], jax.lax.stop_gradient(scores_BxLxE), -1.0).swapaxes(1, 2)
-    tokens = checkpoint_name(jax.lax.top_k(ranked, capacity)[1], 'residual')
+    best = _on_each_device(lambda ranked: jax.lax.top_k(ranked, capacity)[1], (ax.BATCH, None, None))
+    tokens = checkpoint_name(best(ranked), 'residual')
     gates = jnp.take_along_axis(jnp.where(real_BxL[..., None], scores_BxLxE, 0.0).swapaxes(1, 2), tokens, axis=2)
     is_chosen_BxExCxL = tokens[..., None] == jnp.arange(length)
     count_BxLxE = jnp.sum(is_chosen_BxExCxL, axis=2, dtype=jnp.float32).swapaxes(1, 2)
@@ -134,3 +136,8 @@ class Router(layers.Module):
     excess = jnp.where(num_tokens > 0, share_E - 1 / self.num_experts, 0.0)
     bias = self.selection_bias[...]
     return _LOAD_SCALE * jnp.sum(excess * (bias - jax.lax.stop_gradient(bias)))
+
+
+def _on_each_device(choose, axes):
+  """`choose` from scores to choices where these lie; XLA would gather the scores of all devices to sort them."""
+  return ax.on_each_device(choose, (axes,), axes)

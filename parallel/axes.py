@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from parallel import exchange
 from parallel.head_exchange import AllToAll
 from parallel.lookup import lookup as lookup_on_device
 from parallel.ring import Ring
@@ -30,6 +31,7 @@ MLP = 'mlp'
 VOCAB = 'vocab'
 LAYERS = 'layers'
 EXPERTS = 'experts'
+SCORES = 'scores'  # experts as a router sees them: all of them at once
 RANK = 'rank'  # of the narrow vectors of latent attention
 LOAD = 'load'  # of numbers that follow the load of experts and not a gradient
 
@@ -188,6 +190,21 @@ def sum_over(axis: str | Axes, x: jax.Array) -> jax.Array:
   """Inside `on_each_device`: the sum of x over the devices that split a logical axis, or some; elsewhere x itself."""
   names = _mesh_axes((axis,) if isinstance(axis, str) else axis)
   return jax.lax.psum(x, names) if names else x
+
+
+def pass_equal(axis: str, experts, rows_SxD: jax.Array, num_experts: int) -> jax.Array:
+  """Inside `on_each_device`: `exchange.equal` over the devices that split a logical axis."""
+  return exchange.equal(experts, rows_SxD, num_experts, split_over(axis))
+
+
+def pass_ragged(axis: str, experts, rows_SxD: jax.Array, sizes_E: jax.Array, most_sent: int) -> jax.Array:
+  """Inside `on_each_device`: `exchange.ragged` over the devices that split a logical axis."""
+  return exchange.ragged(experts, rows_SxD, sizes_E, most_sent, split_over(axis))
+
+
+def pass_gathered(axis: str, experts, arrays: tuple) -> jax.Array:
+  """Inside `on_each_device`: `exchange.gathered` over the devices that split a logical axis."""
+  return exchange.gathered(experts, arrays, split_over(axis))
 
 
 def lookup(table: jax.Array, axes: Axes, ids_BxL: jax.Array) -> jax.Array:

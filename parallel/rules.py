@@ -28,11 +28,12 @@ _PARAMETERS: Rules = {
   'head_dim': (),
   'length': (),
   'rank': (),
+  'scores': (),
   'load': (),
 }
 # What ZeRO splits further: `embed`, and where there is none the first of these that divides.
 _ZERO_AXES = ('fsdp',)
-_ZERO_ORDER = ('mlp', 'heads', 'kv_heads', 'vocab', 'head_dim', 'rank', 'length', 'experts', 'load')
+_ZERO_ORDER = ('mlp', 'heads', 'kv_heads', 'vocab', 'head_dim', 'rank', 'length', 'experts', 'scores', 'load')
 
 _ACTIVATIONS: Rules = {
   'batch': ('data', 'fsdp', 'expert'),

@@ -18,8 +18,9 @@ def mixed_precision(fn, policy: Policy):
 
   In bfloat16 a product takes rounded operands and accumulates in float32, forward and backward, and its result is kept
   for the backward pass in bfloat16, as is what is named 'residual' by `jax.ad_checkpoint.checkpoint_name` (the stream
-  between layers). Elementwise mathematics, reductions, norms, softmax and losses are float32 everywhere, and computed
-  again in the backward pass from what was kept. Kernels that choose by dtype are called with bfloat16 operands.
+  between layers). Rows on their way to other devices (all-to-all) are bfloat16 too. Elementwise mathematics,
+  reductions, norms, softmax and losses are float32 everywhere, and computed again in the backward pass from what was
+  kept. Kernels that choose by dtype are called with bfloat16 operands.
   A product written with `precision=HIGHEST`, as a router's is, stays float32 whatever the policy.
 
   Args:
@@ -41,6 +42,7 @@ def mixed_precision(fn, policy: Policy):
 def rules(policy: Policy) -> dict:
   """The interpreter's rules of a policy, by primitive."""
   table = {'dot_general': _dot_general, 'gather': _gather, 'kernel': _kernel, 'name': _name}
+  table |= dict.fromkeys(('all_to_all', 'ragged_all_to_all'), _sent)
   return {name: functools.partial(rule, policy) for name, rule in table.items()}
 
 
@@ -80,6 +82,14 @@ def _kernel(policy, site):
   if policy.rule(site.path) == BFLOAT16:
     inputs[: call.num_operands] = [_rounded(x) for x in inputs[: call.num_operands]]
   return [output.astype(var.aval.dtype) for output, var in zip(call(*inputs), site.eqn.outvars)]
+
+
+def _sent(policy, site):
+  """What travels to other devices is rounded as what is multiplied there."""
+  if policy.rule(site.path) != BFLOAT16:
+    return site.bind()
+  narrow = [_rounded(x) if x.dtype == jnp.float32 else x for x in site.inputs]
+  return [output.astype(var.aval.dtype) for output, var in zip(site.bind(*narrow), site.eqn.outvars)]
 
 
 def _name(policy, site):

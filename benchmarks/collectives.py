@@ -48,8 +48,7 @@ def compile_step(name: str, target_config: str | None):
   config.model.update(layer_loop='scan', max_length=config.data.sequence_length)
   config.optimizer.decay = 0  # the cosine schedule has no use for the share of the run that it is by default
   count = math.prod(config.mesh[name] for name in parallel.AXES)
-  host = min(count, 8)
-  devices = gpu.topology(target_config, f'1x{count // host}x{host}')
+  devices = gpu.topology(target_config, count)
   rows = config.data.batch_tokens // config.data.sequence_length
   built = program.build(config, devices=devices)
   shape = (rows, config.data.sequence_length)

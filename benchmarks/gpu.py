@@ -13,7 +13,6 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 
 from benchmarks import common
 from pallas_kernels import Device
@@ -38,7 +37,7 @@ def add_target_config(parser) -> None:
     '--target_config',
     metavar='PATH',
     default=os.environ.get('MESHLM_GPU_TARGET'),
-    help='the H200 as XLA describes it; default: $MESHLM_GPU_TARGET or ../shared/aot/h200.txtpb',
+    help='the H200 as XLA describes it; default: $MESHLM_GPU_TARGET or planning/h200.txtpb',
   )
 
 
@@ -144,23 +143,22 @@ def normal(shape, dtype, seed: int) -> jax.Array:
   return jax.jit(lambda key: jax.random.normal(key, shape, jnp.float32).astype(dtype))(jax.random.key(seed))
 
 
-def topology(target_config: str | None, shape: str = '1x1x1') -> list:
-  """The devices, H200s, that programs can be compiled for without being there.
+def topology(target_config: str | None, count: int = 1) -> list:
+  """H200s that programs can be compiled for without being there.
 
   Args:
-    target_config: file with XLA's GpuTargetConfigProto; None: ../shared/aot/h200.txtpb beside the repository.
-    shape: 'slices x hosts x GPUs of a host', without spaces.
+    target_config: file with XLA's GpuTargetConfigProto; None: that of planning/.
+    count: GPUs, in hosts of 8.
 
   Raises:
-    SystemExit: the file is not there.
+    SystemExit: the file is not there, or the compiler is not installed.
   """
-  path = pathlib.Path(target_config or common.ROOT.parent / 'shared/aot/h200.txtpb')
-  if not path.is_file():
-    raise SystemExit(f'{path} does not exist; --target_config=PATH or MESHLM_GPU_TARGET=PATH names the target')
-  jax.devices()  # loads the CUDA plugin
-  return topologies.get_topology_desc(
-    platform='cuda', topology_name='h200', target_config=path.read_text(), topology=shape
-  ).devices
+  import planning.topology  # needs what a machine that only measures may lack
+
+  try:
+    return planning.topology.devices(planning.parse(f'h200:{count}'), target_config)
+  except (ValueError, OSError) as error:
+    raise SystemExit(f'{error}; --target_config=PATH or MESHLM_GPU_TARGET=PATH names the target') from error
 
 
 def struct(devices, shape, dtype) -> jax.ShapeDtypeStruct:

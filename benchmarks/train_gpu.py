@@ -111,7 +111,7 @@ def compile_only(arguments) -> None:
   """Prints for each case what the compiler says of memory and ptxas of our kernels."""
   gpu.choose_platform(arguments)
   from benchmarks import train_gpu_worker
-  from training import program
+  from training import counting, program
 
   devices = gpu.topology(arguments.target_config)
   chosen = [case for case in train_gpu_cases.CASES if arguments.case in case.name]
@@ -122,7 +122,7 @@ def compile_only(arguments) -> None:
       with target(gpu.H200):
         compiled = built.step.lower(built.abstract_state, train_gpu_cases.batch_shape(case)).compile()
       memory = train_gpu_worker.memory(compiled)
-      bound = case.rows * case.length * built.model.flops_per_token(case.length) / gpu.REACHABLE_FLOPS
+      bound = case.rows * case.length * counting.flops_per_token(built.model, case.length) / gpu.REACHABLE_FLOPS
       print(
         f'{case.name}, {case.rows} x {case.length}, remat {case.remat}, {case.optimizer}, '
         f'{built.model.num_params / 1e6:,.0f}M parameters: state {memory["argument_bytes"] / _GIB:.1f} GiB, '

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from benchmarks import gpu, gpu_worker, train_gpu_cases
-from training import hardware, program
+from training import counting, hardware, program
 
 _MAX_STEPS = 200
 
@@ -93,14 +93,17 @@ def _measure(case, built, compiled, seconds, say):
 def utilisation(case, model, tokens_per_second: float) -> dict:
   """MFU against the published dense bfloat16 peak of the device.
 
-  `mfu` counts as model/counts.py does (PaLM, appendix B): 6 a matmul weight and attention in full, recomputation and
+  `mfu` counts as scaling/flops.py does (PaLM, appendix B): 6 a matmul weight and attention in full, recomputation and
   the embedding look-up not at all. `mfu_all_parameters` takes 6 for every parameter, the look-up table included, as
   KempnerForge and others do.
   """
   peak = hardware.peak_flops(jax.local_devices()[:1], 'bfloat16')
   model_config = model.config
   attention = 12 * model_config.num_layers * model_config.num_heads * model_config.head_dim * case.length
-  per_token = {'mfu': model.flops_per_token(case.length), 'mfu_all_parameters': 6 * model.num_params + attention}
+  per_token = {
+    'mfu': counting.flops_per_token(model, case.length),
+    'mfu_all_parameters': 6 * model.num_params + attention,
+  }
   return {name: tokens_per_second * flops / peak if peak else None for name, flops in per_token.items()}
 
 

@@ -8,7 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from model import counts, tower, vocabulary
+from model import tower, vocabulary
 from model.context import Cache, Side
 from model.stack import Stack
 from model.stream import Stream, Visibility
@@ -130,10 +130,6 @@ class SingleStack(Model):
   def unstacked(self, params) -> dict:
     """The parameters with one tree a repeat: what a decode loop should hold."""
     return self.stack.unstacked(params)
-
-  def flops_per_token(self, sequence_length: int) -> float:
-    """FLOPs of one training step, forward and backward, for one token of a row of `sequence_length`."""
-    return self.tower.flops_per_token(sequence_length) + counts.head_flops_per_token(self.config)
 
 
 class Decoder(SingleStack):

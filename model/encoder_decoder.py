@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from model import counts, tower, vocabulary
 from model import metrics as metrics_lib
+from model import tower, vocabulary
 from model.context import Cache, Context, Side
 from model.decoder import Model
 from model.stream import Stream, Visibility
@@ -97,16 +97,6 @@ class EncoderDecoder(Model):
     """The parameters with one tree a repeat: what a decode loop should hold."""
     towers = {'encoder': self.encoder, 'decoder': self.decoder}
     return params | {name: tower.stack.unstacked(params[name]) for name, tower in towers.items()}
-
-  def flops_per_token(self, sequence_length: int) -> float:
-    """FLOPs of one training step, forward and backward, for one token of a target of `sequence_length` and one of its
-    source, which is as long."""
-    of_encoder = self.encoder.flops_per_token(sequence_length)
-    return (
-      of_encoder
-      + self.decoder.flops_per_token(sequence_length, crosses=True)
-      + counts.head_flops_per_token(self.config)
-    )
 
   def _continue(self, params, memory_BxSxD, cache, token_B):
     positions = jnp.broadcast_to(cache.length, token_B[:, None].shape)

@@ -15,6 +15,7 @@ from flax import nnx
 
 from model import metrics as metrics_lib
 from model.remat import KEEP_ALL, Remat
+from pallas_kernels.device import current
 from parallel import axes as ax
 
 LAYER_LOOPS = ('auto', 'scan', 'unroll')
@@ -118,7 +119,7 @@ class Stack:
     Returns:
       x after the last layer, the tuple of new caches or None, and the metrics of all layers added up.
     """
-    unrolled = caches is not None or layer_loop == 'unroll' or layer_loop == 'auto' and jax.default_backend() == 'cpu'
+    unrolled = caches is not None or layer_loop == 'unroll' or layer_loop == 'auto' and current().platform == 'cpu'
     metrics, updated, first = {}, [], 0
     for name, segment in zip(self.names, self.segments):
       here = slice(first, first + segment.num_layers)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model import counts, latent, layers, relative
+from model import latent, layers, relative
 from model import positions as pos
 from model.block import Block
 from model.context import Cache, Context, for_self_attention
@@ -136,10 +136,10 @@ class Tower:
     """The window of each layer; 0 = none."""
     return [spec.window for spec in self._specs]
 
-  def flops_per_token(self, sequence_length: int, crosses: bool = False) -> float:
-    """FLOPs of forward and backward for a token, see `counts.tower_flops_per_token`."""
-    expert_layers = sum(spec.experts for spec in self._specs)
-    return counts.tower_flops_per_token(self.config, sequence_length, self.windows, expert_layers, crosses)
+  @property
+  def expert_layers(self) -> int:
+    """The number of layers with experts."""
+    return sum(spec.experts for spec in self._specs)
 
   @functools.cached_property
   def _specs(self) -> list:

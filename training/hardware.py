@@ -10,22 +10,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-# Published dense bfloat16 peaks in FLOP/s (no sparsity), by the start of JAX's `device_kind`; the first match counts.
-# NVIDIA: the data sheets of H200, H100 and A100 (their figure with sparsity, halved). TPU:
-# https://cloud.google.com/tpu/docs/system-architecture-tpu-vm, per chip.
-PEAK_BFLOAT16 = {
-  'NVIDIA H200': 989.4e12,
-  'NVIDIA GH200': 989.4e12,
-  'NVIDIA H100 PCIe': 756e12,
-  'NVIDIA H100 NVL': 835e12,
-  'NVIDIA H100': 989.4e12,
-  'NVIDIA A100': 312e12,
-  'TPU v4': 275e12,
-  'TPU v5 lite': 197e12,
-  'TPU v5e': 197e12,
-  'TPU v5': 459e12,
-  'TPU v6': 918e12,
-}
+import scaling.hardware
 
 
 def peak_flops(devices, dtype: str) -> float | None:
@@ -37,16 +22,14 @@ def peak_flops(devices, dtype: str) -> float | None:
       as is usual, so that figures compare.
 
   Returns:
-    The published peak for the kinds in `PEAK_BFLOAT16`; for a CPU, what a large matmul reached just now (about
+    The published peak for the kinds in `scaling.ACCELERATORS`; for a CPU, what a large matmul reached just now (about
     half a second, once a process): simulated devices share one CPU, so their number does not count; None for a kind
     that is not known.
   """
   if devices[0].platform == 'cpu':
     return _cpu_peak(dtype)
-  kind = devices[0].device_kind
-  peaks = (peak for start, peak in PEAK_BFLOAT16.items() if kind.startswith(start))
-  peak = next(peaks, None)
-  return None if peak is None else peak * len(devices)
+  accelerator = scaling.hardware.of_kind(devices[0].device_kind)
+  return None if accelerator is None else accelerator.device.bfloat16 * len(devices)
 
 
 _cpu_peak = functools.cache(lambda dtype: cpu_matmul_flops(dtype))

@@ -11,7 +11,7 @@ import jax
 
 import data
 import parallel
-from training import evaluation, hardware, heap
+from training import counting, evaluation, hardware, heap
 from training import metrics as metrics_lib
 from training import params as params_lib
 from training.program import Program
@@ -96,6 +96,7 @@ class Loop:
     self._rows = self.config.data.batch_tokens // self.config.data.sequence_length
     self._seconds_before = self.progress.seconds
     self._lap = None
+    self._step_flops = None
     self._last = {}
     self._last_eval = (None, {})
     self._saved_step = self.progress.step
@@ -112,6 +113,7 @@ class Loop:
     pending, finished = None, self.finished
     while not finished:
       batch = self._placed(next(self.batches))
+      self._step_flops = self._step_flops or counting.step_flops(self.program.model, batch)
       self.state, metrics = self.program.step(self.state, batch)
       self.progress.step += 1
       if pending:
@@ -203,7 +205,7 @@ class Loop:
       peak = hardware.peak_flops(list(self.program.mesh.devices.flat), self.config.precision.dtype)
     if peak is None:
       return {}
-    return {'mfu': tokens_per_second * self.program.model.flops_per_token(self.config.data.sequence_length) / peak}
+    return {'mfu': tokens_per_second / self.config.data.batch_tokens * self._step_flops / peak}
 
   def _at_boundary(self) -> bool:
     lengths = self.program.lengths

@@ -18,7 +18,20 @@ MAY_IMPORT = {
   'objectives': {'jax', 'numpy', 'model', 'parallel.axes'},
   'pallas_kernels': {'jax', 'numpy'},
   'parallel': {'jax', 'numpy'},
+  'planning': {
+    'jax',
+    'numpy',
+    'data',
+    'model',
+    'objectives',
+    'pallas_kernels',
+    'parallel',
+    'precision',
+    'scaling',
+    'training',
+  },
   'precision': {'jax', 'numpy'},
+  'scaling': {'numpy', 'scipy', 'matplotlib'},
   'training': {
     'jax',
     'numpy',
@@ -34,6 +47,7 @@ MAY_IMPORT = {
     'objectives',
     'parallel',
     'precision',
+    'scaling',
   },
 }
 NOT_ROOMS = {'tests', 'benchmarks', 'notebooks', 'scripts', 'build', 'dist', 'runs'}

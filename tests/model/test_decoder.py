@@ -12,6 +12,7 @@ import pytest
 import model as model_lib
 from configs import base
 from model import Stream
+from training import counting
 
 
 def tiny(**changes):
@@ -251,7 +252,7 @@ def test_flops_per_token_of_gpt2_small():
     tiny(vocab_size=50257, num_layers=12, embed_dim=768, num_heads=12, mlp_dim=3072, gated_mlp=False)
   )
   expected = 6 * (12 * 12 * 768 * 768 + 50257 * 768) + 12 * 12 * 768 * 1024
-  assert model.flops_per_token(1024) == expected
+  assert counting.flops_per_token(model, 1024) == expected
 
 
 @pytest.mark.parametrize(

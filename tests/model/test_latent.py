@@ -8,6 +8,7 @@ import pytest
 import model as model_lib
 from configs import base
 from model import Stream
+from training import counting
 
 LATENT = {'key_value_rank': 6, 'query_rank': 5, 'rotary_dim': 4, 'value_dim': 14}
 
@@ -43,7 +44,7 @@ def test_counts_are_those_of_the_matrices(rank):
   leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(model.init, jax.random.key(0)))
   matrices = sum(leaf.size for path, leaf in leaves if 'norm' not in jax.tree_util.keystr(path))
   attended = 6 * 2 * (10 + 14) * 5  # two heads, keys and values, five tokens
-  assert model.flops_per_token(100) == 6 * matrices + attended
+  assert counting.flops_per_token(model, 100) == 6 * matrices + attended
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from configs import base
 from model import Stream, Visibility, moe, pattern
 from model.context import for_self_attention
 from parallel import axes as ax
+from training import counting
 
 BATCH, LENGTH, EMBED, EXPERTS = 2, 11, 16, 8
 REAL = np.ones((BATCH, LENGTH), bool)
@@ -369,7 +370,7 @@ def test_a_text_read_token_by_token_gives_the_logits_of_the_whole():
 
 
 def test_flops_count_the_experts_that_a_token_passes():
-  flops = lambda **changes: model_lib.create(config_of(**changes)).flops_per_token(32)
+  flops = lambda **changes: counting.flops_per_token(model_lib.create(config_of(**changes)), 32)
   added = flops(experts_per_token=3, mlp_dim=20, shared_mlp_dim=5) - flops(num_experts=0)
   assert added == 6 * 2 * (EMBED * 3 * (3 * 20 + 5 - 12) + EMBED * EXPERTS)
 

@@ -85,3 +85,78 @@ def test_collectives_that_start_and_end_count_once_and_a_loop_may_run_an_unknown
     Collective('all-reduce', whole + 16, (), ''),
     Collective('reduce-scatter', whole, (), 'jit(f)/head/psum'),
   ]
+
+
+def test_a_loop_runs_up_to_the_constant_that_its_counter_is_compared_with():
+  text = _ASYNCHRONOUS.replace(
+    '  ROOT %carry.1 = (s32[], bf16[8,2]{1,0}) parameter(0)\n',
+    """  %carry.1 = (s32[], bf16[8,2]{1,0}) parameter(0)
+  %bound = s32[]{:T(128)} constant(24)
+  %counter = s32[]{:T(128)} get-tuple-element(%carry.1), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%counter, %bound), direction=LT
+""",
+  )
+  assert text != _ASYNCHRONOUS
+  (gather,) = [x for x in collectives(text) if x.kind == 'all-gather']
+  assert (gather.loops, gather.times) == ((24,), 24)
+
+
+class TestMeshAxes:
+  """2 x 2 x 2 devices; number 5 stands at (1, 0, 1)."""
+
+  shape = {'data': 2, 'fsdp': 2, 'tensor': 2}
+
+  def axes(self, line):
+    text = (
+      f'ENTRY %main (a: f32[8]) -> f32[8] {{\n  %a = f32[8]{{0}} parameter(0)\n  ROOT %r = f32[8]{{0}} {line}\n}}\n'
+    )
+    (found,) = collectives(text)
+    return found.mesh_axes(self.shape)
+
+  def test_listed_groups(self):
+    assert self.axes('all-reduce(%a), replica_groups={{0,1},{2,3},{4,5},{6,7}}') == ('tensor',)
+    assert self.axes('all-reduce(%a), replica_groups={{0,4},{1,5},{2,6},{3,7}}') == ('data',)
+    assert self.axes('all-reduce(%a), replica_groups={{0,2,4,6},{1,3,5,7}}') == ('data', 'fsdp')
+
+  def test_groups_that_are_counted_out(self):
+    assert self.axes('all-reduce(%a), replica_groups=[4,2]<=[8]') == ('tensor',)
+    assert self.axes('all-reduce(%a), replica_groups=[4,2]<=[2,2,2]T(0,2,1)') == ('fsdp',)
+    assert self.axes('all-reduce(%a), replica_groups=[2,4]<=[4,2]T(1,0)') == ('data', 'fsdp')
+
+  def test_axes_of_a_mesh(self):
+    mesh = "replica_groups=mesh['a'=2,'b'=2,'c'=2]"
+    assert self.axes(f"all-reduce(%a), {mesh} {{'b'}}") == ('fsdp',)
+    assert self.axes(f"all-reduce(%a), {mesh} {{'a','c'}}") == ('data', 'tensor')
+    parts = "replica_groups=mesh['all'=8]"
+    assert self.axes(f"all-reduce(%a), {parts} {{'all':(1)2}}") == ('data',)
+    assert self.axes(f"all-reduce(%a), {parts} {{'all':(2)2}}") == ('fsdp',)
+
+  def test_pairs(self):
+    line = 'collective-permute(%a), source_target_pairs={{0,2},{2,0},{4,6},{6,4},{1,1}}'
+    assert self.axes(line) == ('fsdp',)
+
+  def test_without_groups_all_devices_take_part(self):
+    assert self.axes('all-reduce(%a), replica_groups={}') == ('data', 'fsdp', 'tensor')
+
+  def test_an_unknown_form_is_refused(self):
+    with pytest.raises(ValueError, match='unknown form: replica_groups=@groups'):
+      self.axes('all-reduce(%a), replica_groups=@groups')
+
+
+def test_a_compiled_program_names_its_axes():
+  mesh = jax.make_mesh((2, 4), ('data', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+  def run(x):
+    x = jax.lax.psum(x, 'data')
+    x = jax.lax.ppermute(x, 'tensor', [(n, (n + 1) % 4) for n in range(4)])
+    return jax.lax.all_gather(jnp.sin(x), ('data', 'tensor'))
+
+  split = jax.shard_map(
+    run, mesh=mesh, in_specs=PartitionSpec(('data', 'tensor')), out_specs=PartitionSpec(), check_vma=False
+  )
+  found = collectives(jax.jit(split).lower(jnp.zeros((8, 6))).compile().as_text())
+  assert {x.kind: x.mesh_axes(mesh.shape) for x in found} == {
+    'all-reduce': ('data',),
+    'collective-permute': ('tensor',),
+    'all-gather': ('data', 'tensor'),
+  }

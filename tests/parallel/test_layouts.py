@@ -91,7 +91,8 @@ def changes(layout: str) -> dict:
 def test_a_layout_gives_what_one_device_gives(stack, layout, capfd):
   chosen = changes(layout)
   # Each microbatch drops out what its key says, so their number is part of what is computed.
-  expected = cells.baseline(stack, **{key: chosen[key] for key in chosen if key.startswith(('optimizer', 'model__num'))})
+  own = {key: value for key, value in chosen.items() if key.startswith(('optimizer', 'model__num'))}
+  expected = cells.baseline(stack, **own)
   built = cells.build(stack, **chosen)
   assert built.mesh.size > 1
   got = cells.run(built)

@@ -227,7 +227,8 @@ def sent(program, kind):
   return sum(one.bytes * int(np.prod(one.loops)) for one in found)
 
 
-@pytest.mark.parametrize('number', [4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [4, 8])
 def test_what_a_ring_sends(number):
   length = 32
   keys, queries = length * G * K * 4, length * H * K * 4

@@ -41,7 +41,6 @@ def _of_keys(spec, keys):
   return dataclasses.replace(spec, **changes)
 
 
-@pytest.mark.values_only
 @pytest.mark.parametrize(
   'implementation, rich',
   [

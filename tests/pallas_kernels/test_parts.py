@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
 from pallas_kernels import AttentionSpec, Core, Device, attention
 
@@ -13,7 +14,7 @@ DEVICES = {
   'reference': Device('cpu'),
   'blockwise': Device('cpu'),
   'tpu': Device('tpu', interpret=True),
-  'hopper': Device('gpu', 'NVIDIA H200', interpret=True),
+  'hopper': Device('gpu', 'NVIDIA H200', interpret=InterpretGPUParams()),
 }
 SPLIT = 24
 
@@ -40,7 +41,6 @@ def _of_keys(spec, keys):
   return dataclasses.replace(spec, **changes)
 
 
-@pytest.mark.values_only
 @pytest.mark.parametrize(
   'implementation, rich',
   [

@@ -135,3 +135,16 @@ def test_a_tpu_gathers_a_layer_once_a_pass_in_bfloat16_and_scatters_its_gradient
   assert moved == {('all-gather', 'forward'): matrices // 2, ('all-gather', 'backward'): matrices // 2}
   # The compiler joins the gradient of attention's output to those of the norms and makes an all-reduce of the two.
   assert reduced == whole and scattered > 0.85 * whole
+
+
+@pytest.mark.slow
+@pytest.mark.proof(built_with=('libtpu',))
+def test_a_tpu_sends_keys_round_in_bfloat16_and_their_gradients_in_float32():
+  _, found = _compiled_for_tpus(mesh__sequence=4, precision__dtype='bfloat16')
+  assert {x.kind for x in found} == {'collective-permute', 'all-reduce'}
+  elements, semaphores = 4 * 64 * 256, 8  # rows, tokens of a device, width; bytes that a TPU adds to a permute
+  sent = collections.defaultdict(set)
+  for x in found:
+    if len(x.loops) == 2:  # in the loop over hops
+      sent['backward' if 'transpose' in x.scope else 'forward'].add(x.bytes - semaphores)
+  assert sent == {'forward': {2 * elements}, 'backward': {2 * elements, 4 * elements}}

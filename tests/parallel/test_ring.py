@@ -123,13 +123,11 @@ def slow_but(quick, names):
   return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-@pytest.mark.values_only
 @pytest.mark.parametrize('name', slow_but(('all at once',), CASES))
 def test_a_ring_is_attention_to_all_tokens(name):
   compare(Ring, 4, CASES[name])
 
 
-@pytest.mark.values_only
 @pytest.mark.parametrize('name', slow_but(('all at once',), CASES | BOTH_SIDES))
 def test_all_to_all_is_attention_to_all_tokens(name):
   compare(AllToAll, 2, (CASES | BOTH_SIDES)[name])
@@ -195,14 +193,12 @@ def visits(number, fields):
   return np.rint(np.asarray(jax.jit(call)(q, spec)))[0, :: L // (2 * number), 0]
 
 
-@pytest.mark.values_only
 def test_a_causal_ring_computes_what_is_visible_and_gives_all_devices_the_same_to_do():
   chunks = visits(4, {'causal': True})
   np.testing.assert_array_equal(chunks, np.arange(1, 9))
   assert len({chunks[device] + chunks[7 - device] for device in range(4)}) == 1
 
 
-@pytest.mark.values_only
 def test_a_ring_skips_what_segments_and_windows_hide():
   documents = jnp.arange(L)[None] // 6 + 1
   np.testing.assert_array_equal(visits(4, {'causal': True, **of_both('segment_ids', documents)}), np.ones(8))
@@ -227,7 +223,8 @@ def sent(program, kind):
   return sum(one.bytes * int(np.prod(one.loops)) for one in found)
 
 
-@pytest.mark.parametrize('number', [4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [4, 8])
 def test_what_a_ring_sends(number):
   length = 32
   keys, queries = length * G * K * 4, length * H * K * 4

@@ -109,9 +109,19 @@ class Layer:
     return jax.jit(gradient)(self.params, self.x)
 
 
-@pytest.mark.parametrize('kind', MOE)
+ROWS = {'expert': 4, 'data': 2}
+WIDTH_AND_LENGTH = {'expert': 2, 'tensor': 2, 'sequence': 2}
+QUICK = [('switch', WIDTH_AND_LENGTH), ('dropless', ROWS), ('ragged', WIDTH_AND_LENGTH), ('choosing', ROWS)]
+REST = [
+  (kind, layout)
+  for kind in MOE
+  for layout in (ROWS, WIDTH_AND_LENGTH, {'expert': 2, 'sequence': 4})
+  if (kind, layout) not in QUICK
+]
+
+
 @pytest.mark.parametrize(
-  'layout', [{'expert': 4, 'data': 2}, {'expert': 2, 'tensor': 2, 'sequence': 2}, {'expert': 2, 'sequence': 4}], ids=str
+  'kind, layout', [*QUICK, *(pytest.param(*cell, marks=pytest.mark.slow) for cell in REST)], ids=str
 )
 def test_a_layer_over_devices_is_that_of_one(monkeypatch, kind, layout):
   monkeypatch.setattr(lax, 'ragged_all_to_all', ragged_all_to_all)

@@ -20,19 +20,26 @@ ALONE = {
   'zero 3': {'fsdp': 8, 'zero_stage': 3},
   'tensor': {'tensor': 4},
   'sequence parallel': {'tensor': 4, 'sequence_parallel': True},
+  'expert': {'expert': 4},
 }
 PAIRS = {
   'data, fsdp': {'data': 2, 'fsdp': 4, 'zero_stage': 3},  # hybrid: split within groups of 4
   'data, fsdp, zero 2': {'data': 2, 'fsdp': 4, 'zero_stage': 2},
   'data, tensor': {'data': 4, 'tensor': 2},
   'fsdp, tensor': {'fsdp': 4, 'tensor': 2, 'zero_stage': 3},
+  'data, expert': {'data': 2, 'expert': 4},
+  'fsdp, expert': {'fsdp': 2, 'expert': 4, 'zero_stage': 3},
+  'expert, tensor': {'expert': 4, 'tensor': 2},
   'fsdp, sequence parallel': {'fsdp': 2, 'tensor': 4, 'sequence_parallel': True, 'zero_stage': 3},
 }
 TRIPLES = {
   'data, fsdp, tensor': {'data': 2, 'fsdp': 2, 'tensor': 2, 'zero_stage': 3, 'sequence_parallel': True},
   'slices': {'data': 2, 'fsdp': 2, 'tensor': 2, 'zero_stage': 1, 'slices': 2},
 }
-ACCUMULATED = {'data, accumulated': {'data': 2, 'fsdp': 2, 'zero_stage': 2, 'accumulation_steps': 2}}
+ACCUMULATED = {
+  'data, accumulated': {'data': 2, 'fsdp': 2, 'zero_stage': 2, 'accumulation_steps': 2},
+  'expert, accumulated': {'expert': 2, 'fsdp': 2, 'zero_stage': 2, 'accumulation_steps': 2},
+}
 FAMILIES = ('decoder', 'encoder', 'encoder_decoder', 'moe')
 # What a layout has to treat in its own way: odd sizes, other attentions and positions.
 SPECIAL = ('odd', 'latent', 'shaw', 'alibi', 'xlnet')
@@ -41,7 +48,7 @@ QUICK = [
   ('decoder', 'fsdp, sequence parallel'),
   ('encoder', 'zero 3'),
   ('encoder_decoder', 'tensor'),
-  ('moe', 'data, accumulated'),
+  ('moe', 'expert, accumulated'),
 ]
 _LAYOUTS = ALONE | PAIRS | TRIPLES | ACCUMULATED
 _SLOW = [

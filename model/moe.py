@@ -21,6 +21,7 @@ from pallas_kernels import grouped_matmul
 from pallas_kernels.device import current
 from parallel import axes as ax
 
+EXCHANGES = ('ragged', 'gather')
 _LOGGER = logging.getLogger(__name__)
 
 

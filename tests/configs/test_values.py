@@ -15,7 +15,7 @@ from configs import base, values
 from data import corpora
 from data.tokenizers import base as tokenizers_base
 from data.tokenizers import training as tokenizer_training
-from model import attention, block, families, feed_forward, layers, positions, remat, routing, stack
+from model import attention, block, families, feed_forward, layers, moe, positions, remat, routing, stack
 from pallas_kernels import grouped
 from parallel import axes, rules
 from precision.policy import RULES
@@ -57,6 +57,7 @@ def refusal(path, value):
     ('model.attention.implementation', ('auto', *importlib.import_module('pallas_kernels.attention')._IMPLEMENTATIONS)),
     ('model.attention.context_parallel', tuple(axes.ATTENTION_EXCHANGES)),
     ('model.moe.router', routing.ROUTERS),
+    ('model.moe.exchange', ('auto', *moe.EXCHANGES)),
     ('model.moe.implementation', ('auto', *grouped.IMPLEMENTATIONS)),
     ('data.corpus', (*corpora._READERS, 'mixture')),
     ('data.tokenizer', ('bytes', 'file', *tokenizer_training.TRAINERS)),

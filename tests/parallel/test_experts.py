@@ -14,6 +14,7 @@ from harness.ragged import ragged_all_to_all
 from jax import lax
 
 import model as model_lib
+import precision
 from configs import base
 from model import Stream, Visibility, moe
 from model.context import for_self_attention
@@ -92,26 +93,37 @@ class Layer:
     self.x, self.weight = (jnp.asarray(random.normal(size=(8, 12, 8)), jnp.float32) for _ in range(2))
     self.segment_ids = jnp.asarray(np.arange(12) < random.integers(6, 13, (8, 1)), jnp.int32)
 
-  def run(self, layout=None):
-    """Output, metrics and gradients, on one device or over a layout."""
+  def loss(self, params, x):
+    """A number, and output and metrics."""
+    x = axes.constrain(x, (axes.BATCH, axes.LENGTH, axes.EMBED))
+    stream = Stream(self.segment_ids, self.segment_ids, self.segment_ids)
+    y, found = nnx.merge(self.graph, params)(x, for_self_attention(stream, Visibility.BIDIRECTIONAL), None)
+    auxiliary = sum(metric.total for name, metric in found.items() if name.startswith('aux/'))
+    return jnp.sum(y * self.weight) + auxiliary, (y, found)
 
-    def loss(params, x):
-      x = axes.constrain(x, (axes.BATCH, axes.LENGTH, axes.EMBED))
-      stream = Stream(self.segment_ids, self.segment_ids, self.segment_ids)
-      y, found = nnx.merge(self.graph, params)(x, for_self_attention(stream, Visibility.BIDIRECTIONAL), None)
-      auxiliary = sum(metric.total for name, metric in found.items() if name.startswith('aux/'))
-      return jnp.sum(y * self.weight) + auxiliary, (y, found)
+  def run(self, layout=None):
+    """Loss, output, metrics and gradients, on one device or over a layout."""
 
     def gradient(params, x):
       with contextlib.nullcontext() if layout is None else axes.activation_sharding(layout):
-        return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
+        return jax.value_and_grad(self.loss, (0, 1), has_aux=True)(params, x)
 
     return jax.jit(gradient)(self.params, self.x)
 
 
-@pytest.mark.parametrize('kind', MOE)
+ROWS = {'expert': 4, 'data': 2}
+WIDTH_AND_LENGTH = {'expert': 2, 'tensor': 2, 'sequence': 2}
+QUICK = [('switch', WIDTH_AND_LENGTH), ('dropless', ROWS), ('ragged', WIDTH_AND_LENGTH), ('choosing', ROWS)]
+REST = [
+  (kind, layout)
+  for kind in MOE
+  for layout in (ROWS, WIDTH_AND_LENGTH, {'expert': 2, 'sequence': 4})
+  if (kind, layout) not in QUICK
+]
+
+
 @pytest.mark.parametrize(
-  'layout', [{'expert': 4, 'data': 2}, {'expert': 2, 'tensor': 2, 'sequence': 2}, {'expert': 2, 'sequence': 4}], ids=str
+  'kind, layout', [*QUICK, *(pytest.param(*cell, marks=pytest.mark.slow) for cell in REST)], ids=str
 )
 def test_a_layer_over_devices_is_that_of_one(monkeypatch, kind, layout):
   monkeypatch.setattr(lax, 'ragged_all_to_all', ragged_all_to_all)
@@ -128,6 +140,23 @@ def test_a_layer_over_devices_is_that_of_one(monkeypatch, kind, layout):
 def test_a_ragged_exchange_that_cannot_run_is_refused_in_words():
   with pytest.raises(ValueError, match="exchange='ragged' needs .* use 'gather' or 'auto'"):
     Layer(exchange='ragged').run(make_layout(expert=2))
+
+
+def test_rows_travel_in_the_precision_of_the_products():
+  layer, dtypes = Layer(capacity_factor=1.0), []
+
+  def walk(jaxpr):
+    for eqn in jaxpr.eqns:
+      if eqn.primitive.name == 'all_to_all':
+        dtypes.append(str(eqn.invars[0].aval.dtype))
+      for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, 'eqns')):
+        if hasattr(value, 'eqns'):
+          walk(getattr(value, 'jaxpr', value))
+
+  with axes.activation_sharding(make_layout(expert=4)):
+    gradient = jax.grad(precision.bf16(layer.loss), (0, 1), has_aux=True)
+    walk(jax.make_jaxpr(gradient)(layer.params, layer.x).jaxpr)
+  assert dtypes == ['bfloat16'] * 4
 
 
 def assert_equal_to_one_device(kind, layout, steps):

@@ -19,6 +19,7 @@ ALONE = {
   'zero 3': {'fsdp': 8, 'zero_stage': 3},
   'tensor': {'tensor': 4},
   'sequence parallel': {'tensor': 4, 'sequence_parallel': True},
+  'expert': {'expert': 4},
   'pipeline': {'pipeline': 2},
   'pipeline of 4': {'pipeline': 4, 'microbatches': 8, 'num_layers': 4},
   'pipeline in rounds': {'pipeline': 2, 'pipeline_rounds': 2, 'num_layers': 4},
@@ -43,6 +44,9 @@ PAIRS = {
   'pipeline, data': {'pipeline': 2, 'data': 2, 'microbatches': 4},
   'pipeline, tensor': {'pipeline': 2, 'tensor': 2},
   'pipeline, fsdp': {'pipeline': 2, 'fsdp': 2, 'zero_stage': 3},
+  'data, expert': {'data': 2, 'expert': 4},
+  'fsdp, expert': {'fsdp': 2, 'expert': 4, 'zero_stage': 3},
+  'expert, tensor': {'expert': 4, 'tensor': 2},
   'fsdp, sequence parallel': {'fsdp': 2, 'tensor': 4, 'sequence_parallel': True, 'zero_stage': 3},
 }
 TRIPLES = {
@@ -50,7 +54,10 @@ TRIPLES = {
   'pipeline, fsdp, tensor': {'pipeline': 2, 'fsdp': 2, 'tensor': 2, 'zero_stage': 3, 'sequence_parallel': True},
   'slices': {'data': 2, 'fsdp': 2, 'tensor': 2, 'zero_stage': 1, 'slices': 2},
 }
-ACCUMULATED = {'data, accumulated': {'data': 2, 'fsdp': 2, 'zero_stage': 2, 'accumulation_steps': 2}}
+ACCUMULATED = {
+  'data, accumulated': {'data': 2, 'fsdp': 2, 'zero_stage': 2, 'accumulation_steps': 2},
+  'expert, accumulated': {'expert': 2, 'fsdp': 2, 'zero_stage': 2, 'accumulation_steps': 2},
+}
 FAMILIES = ('decoder', 'encoder', 'encoder_decoder', 'moe')
 # What a layout has to treat in its own way: odd sizes, other attentions and positions.
 SPECIAL = ('odd', 'latent', 'shaw', 'alibi', 'xlnet')
@@ -59,7 +66,7 @@ QUICK = [
   ('decoder', 'fsdp, sequence parallel'),
   ('encoder', 'zero 3'),
   ('encoder_decoder', 'tensor'),
-  ('moe', 'data, accumulated'),
+  ('moe', 'expert, accumulated'),
   ('decoder', 'sequence, tensor'),
   ('decoder', 'pipeline'),
 ]

@@ -142,6 +142,7 @@ def test_rows_that_make_no_microbatches_are_refused():
     ax.through_stages(None, jnp.zeros((2, 1)), jnp.zeros((12, 1)), None, None)
 
 
+@pytest.mark.optimised
 def test_a_further_microbatch_costs_its_stream_and_not_what_its_stages_keep():
   """Bytes by the number of microbatches of one size, in units of such a microbatch of the stream."""
   layout, tokens = make_layout(pipeline=2), 512

@@ -101,8 +101,8 @@ def _model():
   model.init_scale = number(0.02, at_least=0)  # standard deviation for normal; factor for the others (usually 1)
   model.init_depth_scaling = flag(True)  # residual outputs initialised 1/sqrt(2 num_layers) smaller
   model.layer_loop = choice('auto', 'scan', 'unroll')  # auto: unroll on CPU, scan elsewhere
-  # Computed again in the backward pass: nothing; all; all but what remat_kept names, which offload moves to the host.
-  model.remat = choice('none', 'full', 'selective', 'offload')
+  # What the backward pass computes again: nothing, all, or all but what remat_kept names, which offload moves away.
+  model.remat = choice('none', 'full', 'selective', 'offload')  # offload: to the memory of the host, on tpu and gpu
   model.remat_modules = tuple_of(text('*/mlp'))  # path patterns of modules that this is about; () = whole blocks
   model.remat_kept = tuple_of(
     choice('product', 'residual', 'dropout_mask'), default=('product', 'residual')

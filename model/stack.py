@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model import metrics as metrics_lib
+from model import stages
 from model.remat import KEEP_ALL, Remat
 from pallas_kernels.device import current
 from parallel import axes as ax
@@ -130,7 +131,7 @@ class Stack:
         x, found, new_caches = loop(params[name], x, context, own_keys, caches[here])
         updated += new_caches
       elif schedule := ax.schedule():
-        x, found = _in_stages(loop, params[name], x, context, own_keys, schedule)
+        x, found = stages.run(loop, params[name], x, context, own_keys, schedule)
       else:
         x, found, _ = loop(params[name], x, context, own_keys)
       for of_block in found:
@@ -208,24 +209,6 @@ def _scan(layers, params, x, context, keys):
 
   keys = None if keys is None else keys.reshape(-1, len(layers))
   return *jax.lax.scan(repeat, x, (params, keys)), None
-
-
-def _in_stages(loop, params, x, context, keys, schedule):
-  """The repeats cut into the stages of a pipeline, each of which is looped over."""
-  keys = None if keys is None else keys.reshape(schedule.stages, -1)
-  # What of the context belongs to the rows of text goes with them; all else, such as a bias by distance, has another
-  # leading dimension, which is 1.
-  is_of_rows = lambda leaf: leaf.ndim > 0 and len(leaf) == len(x)
-  of_rows = jax.tree.map(lambda leaf: leaf if is_of_rows(leaf) else None, context)
-  of_all = jax.tree.map(lambda leaf: None if is_of_rows(leaf) else leaf, context)
-
-  def stage(params, x, of_rows, shared, number):
-    of_all, keys = shared
-    context = jax.tree.map(lambda own, all_: all_ if own is None else own, of_rows, of_all, is_leaf=lambda v: v is None)
-    return loop(params, x, context, None if keys is None else keys[number])[:2]
-
-  x, found = ax.through_stages(stage, params, x, of_rows, (of_all, keys))
-  return x, jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:]), found)
 
 
 def _unroll(layers, params, x, context, keys, caches=None):

@@ -14,7 +14,7 @@ import model as model_lib
 import objectives
 import precision
 from configs import base
-from model import Stream, Visibility, moe, pattern
+from model import Stream, Visibility, metrics, moe, pattern
 from model.context import for_self_attention
 from parallel import axes as ax
 from training import counting
@@ -74,7 +74,8 @@ class Layer:
     return nnx.merge(self.graph, params or self.params)
 
   def _call(self, params, x, key=None):
-    return self._module(params)(x, context_of(visibility=self.visibility), key)
+    y, found = self._module(params)(x, context_of(visibility=self.visibility), key)
+    return y, metrics.finished(found)
 
   def _loss(self, params, x):
     y, found = self._call(params, x)

@@ -140,3 +140,26 @@ def test_rows_that_make_no_microbatches_are_refused():
   layout = make_layout(pipeline=2, data=2, microbatches=4)
   with ax.activation_sharding(layout), pytest.raises(ValueError, match=words):
     ax.through_stages(None, jnp.zeros((2, 1)), jnp.zeros((12, 1)), None, None)
+
+
+@pytest.mark.optimised
+def test_a_further_microbatch_costs_its_stream_and_not_what_its_stages_keep():
+  """Bytes by the number of microbatches of one size, in units of such a microbatch of the stream."""
+  layout, tokens = make_layout(pipeline=2), 512
+  split = NamedSharding(layout.mesh, PartitionSpec('pipeline'))
+  on_devices = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split)
+  params = {'in': on_devices(8, 16, 64), 'out': on_devices(8, 64, 16)}
+
+  def stage(params, x, *_):
+    for i in range(4):
+      x = layer(jax.tree.map(lambda leaf, i=i: leaf[i], params), x, 0.5)
+    return x, ()
+
+  def temporary(microbatches):
+    schedule = Schedule(2, microbatches)
+    loss = lambda params, x: jnp.sum(pipeline.run(stage, params, x, (), (), schedule, layout.mesh)[0] ** 2)
+    compiled = jax.jit(jax.grad(loss)).lower(params, on_devices(microbatches, tokens, 16)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / (tokens * 16 * 4)
+
+  kept_in_a_stage = 4 * (1 + 64 / 16)  # the stream and the hidden width, of 4 layers
+  assert (temporary(12) - temporary(4)) / 8 < 4 < kept_in_a_stage / 4

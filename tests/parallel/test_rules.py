@@ -46,7 +46,7 @@ def test_what_has_no_embed_or_does_not_divide_is_split_as_the_rules_say(logical,
 
 def test_activations():
   names = ('batch', 'residual_length', 'embed')
-  batch = ('data', 'fsdp', 'expert')
+  batch = ('data', 'fsdp', 'expert', 'pipeline')
   layouts = [make_layout(tensor=2, sequence=2, sequence_parallel=choice) for choice in (False, True)]
   specs = [layout.activation_spec(names, (4, 8, 16)) for layout in layouts]
   assert specs == [PartitionSpec(batch, 'sequence', None), PartitionSpec(batch, ('sequence', 'tensor'), None)]

@@ -45,7 +45,7 @@ _HEADERS = [
 def make_state(mebibytes: int, devices: int):
   """Parameters and moments of about so many bytes in float32, sharded over the devices, and their abstract tree."""
   layers, width = 8, 1024
-  rows = mebibytes * 2**20 // (3 * layers * 4 * width * 4) // 64 * 64
+  rows = mebibytes * 2**20 // (3 * layers * 4 * width * 4) // 8 * 8
   mesh = jax.make_mesh((devices,), ('fsdp',), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
   sharding = NamedSharding(mesh, PartitionSpec(None, 'fsdp'))
   make = jax.jit(lambda key: jax.random.normal(key, (layers, rows, width)), out_shardings=sharding)

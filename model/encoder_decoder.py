@@ -10,6 +10,7 @@ from model import metrics as metrics_lib
 from model.context import Cache, Context, Side
 from model.decoder import Model
 from model.stream import Stream, Visibility
+from parallel import axes as ax
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,7 +40,8 @@ class EncoderDecoder(Model):
     with jax.named_scope('encoder'):
       context = self.encoder.context(params['encoder'], source, Visibility.BIDIRECTIONAL)
       memory_BxSxD, _, metrics = self.encoder.read(params['encoder'], x, source, context, rng)
-    return memory_BxSxD, metrics
+    # Here and not in every layer that reads it.
+    return ax.constrain(memory_BxSxD, (ax.BATCH, ax.LENGTH, ax.EMBED)), metrics
 
   def hidden(self, params, source: Stream, target: Stream, rng=None):
     """The decoder's residual stream after the last norm.

@@ -112,7 +112,7 @@ def build(config, epoch_steps: float | None = None, devices: Sequence[jax.Device
     init=jax.jit(create_state, out_shardings=shardings),
     step=parallel.compile_step(step, layout, shardings, batch_shardings),
     evaluate=parallel.compile_evaluation(
-      lambda params, batch: task.loss(params, batch, None)[1], layout, shardings.params, batch_shardings
+      lambda params, batch: task.loss(params, batch, None)[1], layout, shardings.eval_params, batch_shardings
     ),
   )
 

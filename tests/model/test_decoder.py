@@ -13,8 +13,6 @@ import model as model_lib
 from configs import base
 from model import Stream
 
-pytestmark = pytest.mark.values_only
-
 
 def tiny(**changes):
   """A two-layer model config of width 32 over 64 tokens; names may have a group before a dot."""

@@ -9,8 +9,6 @@ import model as model_lib
 from configs import base
 from model import Stream
 
-pytestmark = pytest.mark.values_only
-
 LATENT = {'key_value_rank': 6, 'query_rank': 5, 'rotary_dim': 4, 'value_dim': 14}
 
 

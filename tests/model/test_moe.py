@@ -18,8 +18,6 @@ from model import Stream, Visibility, moe, pattern
 from model.context import for_self_attention
 from parallel import axes as ax
 
-pytestmark = pytest.mark.values_only
-
 BATCH, LENGTH, EMBED, EXPERTS = 2, 11, 16, 8
 REAL = np.ones((BATCH, LENGTH), bool)
 REAL[1, 8:] = False

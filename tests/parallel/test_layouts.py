@@ -8,7 +8,6 @@ import jax
 import pytest
 from harness import cells
 
-pytestmark = pytest.mark.values_only
 TOLERANCE = 1e-5
 
 # Layouts that every stack of a table should run on: an axis alone, pairs that people use, triples.
@@ -73,3 +72,14 @@ def test_a_layout_gives_what_one_device_gives(stack, layout, capfd):
   assert len(found) > 2 * len(jax.tree.leaves(got.params))
   # The partitioner says so where it copied a whole array to every device to lay it out anew.
   assert 'full rematerialization' not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_moving_average_is_evaluated_where_it_lies():
+  """At stages 1 and 2 it is split and the parameters are not."""
+  losses = []
+  for chosen in ({}, {'mesh__fsdp': 4, 'zero_stage': 1}):
+    built = cells.build('odd', **chosen)
+    metrics = built.evaluate(built.init().eval_params, cells.batch(built, 0))
+    losses.append(float(metrics['loss'].value))
+  assert losses[0] == pytest.approx(losses[1], rel=TOLERANCE)

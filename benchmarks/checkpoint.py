@@ -45,7 +45,7 @@ _HEADERS = [
 def make_state(mebibytes: int, devices: int):
   """Parameters and moments of about so many bytes in float32, sharded over the devices, and their abstract tree."""
   layers, width = 8, 1024
-  rows = mebibytes * 2**20 // (3 * layers * 4 * width * 4) // 64 * 64
+  rows = mebibytes * 2**20 // (3 * layers * 4 * width * 4) // 8 * 8
   mesh = jax.make_mesh((devices,), ('fsdp',), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
   sharding = NamedSharding(mesh, PartitionSpec(None, 'fsdp'))
   make = jax.jit(lambda key: jax.random.normal(key, (layers, rows, width)), out_shardings=sharding)
@@ -151,6 +151,7 @@ def main():
   )
   args = parser.parse_args()
   common.warn_if_busy()
+  load = os.getloadavg()[0]
   jax.block_until_ready(jnp.zeros(()))
   with tempfile.TemporaryDirectory(dir=args.directory) as directory:
     # The first save and restore of a process import Orbax and tensorstore.
@@ -158,8 +159,9 @@ def main():
     results = [measure(pathlib.Path(directory), args.mebibytes, devices, args.rounds) for devices in (1, 8)]
   table = common.markdown_table(_HEADERS, [row(result) for result in results])
   speed = statistics.median(result['checksum_megabytes_per_second'] for result in results)
-  table += f'\n\nOne core computes CRC-32 at {speed:,.0f} MB/s.'
-  common.write('checkpoint', {'layouts': results}, table, 'python -m benchmarks.checkpoint')
+  table += f'\n\nOne core computes CRC-32 at {speed:,.0f} MB/s. Load of the machine at the start: {load:.1f}.'
+  command = f'python -m benchmarks.checkpoint --mebibytes={args.mebibytes} --rounds={args.rounds}'
+  common.write('checkpoint', {'load': load, 'layouts': results}, table, command)
 
 
 if __name__ == '__main__':

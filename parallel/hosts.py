@@ -5,12 +5,13 @@ A process is one host, or one of several on it; with one process nothing here co
 
 import glob
 import importlib.util
+import itertools
 import os
 import pathlib
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -18,6 +19,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 _CONNECT_SECONDS = 300  # in which all processes have to be there
+_BARRIER_SECONDS = 3600  # in which all have to get to a barrier; compiling may be before it
+_numbers = itertools.count()  # of barriers and keys, which all processes use in the same order
 # What launchers tell each process, and how many processes there are.
 _SLURM = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID')
 _GOOGLE_TPUS = ('0x0027', '0x0056', '0x005e', '0x0062', '0x0063', '0x006f', '0x0076')  # PCI devices, v2 to TPU7x
@@ -112,15 +115,49 @@ def agree(value: int, what: str) -> None:
   """Waits for all processes.
 
   Raises:
-    ValueError: they do not have the same int32.
+    ValueError: they do not have the same value.
   """
   if jax.process_count() == 1:
     return
-  values = multihost_utils.process_allgather(np.int32(value)).tolist()
-  if len(set(values)) > 1:
+  client, key = _client(), f'meshlm/agree/{next(_numbers)}'
+  client.key_value_set(f'{key}/{jax.process_index()}', str(value))
+  _wait(key)
+  values = {int(path.rpartition('/')[2]): int(text) for path, text in client.key_value_dir_get(key)}
+  if len(set(values.values())) > 1:
     raise ValueError(
-      f'the processes differ in {what}: {values}; all of them must be given the same command and see the same --workdir'
+      f'the processes differ in {what}: {[values[i] for i in sorted(values)]}; all of them must be given the same '
+      'command and see the same --workdir'
     )
+
+
+def together(function: Callable) -> Callable:
+  """A jitted function whose first call waits until all processes have compiled it.
+
+  The exchange on CPUs gives up when one process comes half a minute after another, as it does where one finds its
+  program in a cache that the other one does not.
+  """
+  if jax.process_count() == 1:
+    return function
+  compiled = []
+
+  def call(*args):
+    if not compiled:
+      compiled.append(function.lower(*args).compile())
+      _wait(f'meshlm/compiled/{next(_numbers)}')
+    return compiled[0](*args)
+
+  return call
+
+
+def _wait(name):
+  _client().wait_at_barrier(name, 1000 * _BARRIER_SECONDS)
+
+
+def _client():
+  """Of JAX's coordination service, which has no public name; a barrier of devices would be part of the exchange."""
+  from jax._src import distributed
+
+  return distributed.global_state.client
 
 
 def local_rows(shardings: Mapping[str, NamedSharding], rows: int) -> np.ndarray:
@@ -131,12 +168,18 @@ def local_rows(shardings: Mapping[str, NamedSharding], rows: int) -> np.ndarray:
     rows: of the whole batch.
 
   Raises:
-    ValueError: the arrays have different rows.
+    ValueError: the arrays have different rows, or this process has none of the mesh's devices.
   """
   found = {tuple(_local_rows(sharding, rows)) for sharding in shardings.values()}
   if len(found) != 1:
     raise ValueError(f'the arrays of a batch are split differently along their rows: {dict(shardings)}')
-  return np.array(found.pop(), np.int64)
+  own = np.array(found.pop(), np.int64)
+  if not len(own):
+    raise ValueError(
+      f'the mesh uses no device of process {jax.process_index()}: of {jax.device_count()} devices it has too few; '
+      'give the mesh all of them, for example by mesh.data=-1, or start fewer processes'
+    )
+  return own
 
 
 def _local_rows(sharding, rows):

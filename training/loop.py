@@ -93,6 +93,8 @@ class Loop:
 
   def __post_init__(self):
     self._watch = Stopwatch()
+    self._step = parallel.hosts.together(self.program.step)
+    self._eval_step = parallel.hosts.together(self.program.evaluate)
     self._rows = self.config.data.batch_tokens // self.config.data.sequence_length
     self._seconds_before = self.progress.seconds
     self._lap = None
@@ -114,7 +116,7 @@ class Loop:
     while not finished:
       batch = self._placed(next(self.batches))
       self._step_flops = self._step_flops or counting.step_flops(self.program.model, batch)
-      self.state, metrics = self.program.step(self.state, batch)
+      self.state, metrics = self._step(self.state, batch)
       self.progress.step += 1
       if pending:
         self._read(*pending)
@@ -251,7 +253,7 @@ class Loop:
     summarize = functools.partial(
       self.program.task.summarize, bytes_per_target=self.dataset.validation.bytes_per_target
     )
-    result = evaluation.evaluate(self.program.evaluate, self.state.eval_params, map(self._placed, batches), summarize)
+    result = evaluation.evaluate(self._eval_step, self.state.eval_params, map(self._placed, batches), summarize)
     metrics = {f'eval/{name}': value for name, value in result.items()}
     self._last_eval = (self.progress.step, metrics)
     if self.progress.best_loss is None or result['loss'] < self.progress.best_loss:

@@ -122,7 +122,14 @@ def test_local_rows_are_those_of_the_devices(spec, mine, rows, monkeypatch):
   assert hosts.local_rows({'tokens': sharding, 'labels': sharding}, 16).tolist() == list(rows)
 
 
-def test_arrays_of_a_batch_have_the_same_rows():
+def test_a_process_without_rows_is_told_so(monkeypatch):
+  sharding = NamedSharding(jax.make_mesh((4, 2), ('a', 'b'), axis_types=(AxisType.Auto,) * 2), PartitionSpec('a'))
+  monkeypatch.setattr(hosts, 'NamedSharding', lambda mesh, spec: Owned(NamedSharding(mesh, spec), []))
+  with pytest.raises(ValueError, match='the mesh uses no device of process 0: of 8 devices'):
+    hosts.local_rows({'tokens': sharding}, 16)
+
+
+def test_a_batch_is_placed_over_the_mesh():
   mesh = jax.make_mesh((4, 2), ('a', 'b'), axis_types=(AxisType.Auto,) * 2)
   batch = {'tokens': np.arange(32, dtype=np.int32).reshape(16, 2)}
   shardings = {'tokens': NamedSharding(mesh, PartitionSpec('a', 'b'))}

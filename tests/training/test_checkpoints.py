@@ -246,8 +246,8 @@ def laid_out(name):
 
 
 def values_in(name):
-  weights = np.arange(8192, dtype=np.float32).reshape(64, 128) + 0.5
-  values = {'w': weights, 'b': np.ones(8, jnp.bfloat16), 'n': np.int32(7)}
+  table = np.arange(8192, dtype=np.float32).reshape(64, 128) + 0.5
+  values = {'w': table, 'b': np.ones(8, jnp.bfloat16), 'n': np.int32(7)}
   return {key: jax.device_put(values[key], leaf.sharding) for key, leaf in laid_out(name).items()}
 
 

@@ -93,40 +93,7 @@ def generate(
   _check(prompts, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, num_beams, seed, on_tokens)
   if early_stopping not in beam.EARLY_STOPPING:
     raise ValueError(f"early_stopping is {early_stopping!r}; it must be False, True or 'never'")
-  tokenizer = run.tokenizer
-  model_config = run.decoder.model.config
-  are_sources = model_config.family == 'encoder_decoder'
-  if model_config.family == 'encoder':
-    raise ValueError(
-      "model.family='encoder' does not generate text; fill masks with generate.py --fill='The [MASK] sat'"
-    )
-  if are_sources:
-    ids = _encode_sources(tokenizer, prompts, run.config.objective.name == 'denoising')
-  else:
-    ids = _encode(tokenizer, prompts)
-  if are_sources and max(map(len, ids), default=0) > run.decoder.length_limit:
-    raise ValueError(
-      f'the longest source has {max(map(len, ids))} tokens, with the marks around it, more than the '
-      f'{run.decoder.length_limit} positions that the model learned: shorten it'
-    )
-  if max_new_tokens > (room := _room(run.decoder, [[0]] if are_sources else ids)):
-    advice = f'ask for at most {room} new tokens' if room > 0 else 'shorten it'
-    before = (
-      'the token with which a target starts is one'
-      if are_sources
-      else f'the longest prompt has {max(map(len, ids))} tokens, with the mark that begins a document'
-    )
-    raise ValueError(
-      f'{before}; {max_new_tokens} new ones do not fit into the {run.decoder.length_limit} positions that the '
-      f'model learned: {advice}'
-    )
-  vocabulary = decode.Vocabulary(
-    tokenizer.vocab_size,
-    tokenizer.eos_id if stop_at_eos else -1,
-    model_config.forced_first_token,
-    model_config.forced_last_token if stop_at_eos else -1,
-  )
-  request = _Request(run.decoder, run.decoding_params, vocabulary, ids, max_new_tokens, are_sources)
+  request = _request(run, prompts, max_new_tokens, stop_at_eos)
   penalty = None if repetition_penalty == 1.0 else repetition_penalty
   if num_beams > 1:
     limits = beam.Limits(max_new_tokens, length_penalty, penalty, beam.EARLY_STOPPING[early_stopping])
@@ -138,8 +105,11 @@ def generate(
       else Sampling(temperature, top_k or None, top_p if top_p < 1 else None, min_p or None, penalty)
     )
     results = _sample(request, sampling, seed, on_tokens or (lambda index, tokens: None))
-  before = [[] if are_sources else prompt for prompt in ids]
-  return [_generation(tokenizer, prompt, before[i], vocabulary.eos_id, *results[i]) for i, prompt in enumerate(prompts)]
+  before = [[] if request.are_sources else prompt for prompt in request.prompts]
+  return [
+    _generation(run.tokenizer, prompt, before[i], request.vocabulary.eos_id, *results[i])
+    for i, prompt in enumerate(prompts)
+  ]
 
 
 def sample_texts(config, decoder, params, tokenizer, prompts: Sequence[str]) -> list[str]:
@@ -162,6 +132,43 @@ class _Run:
   decoding_params: dict
   tokenizer: object
   config: object
+
+
+def _request(run, prompts, max_new_tokens, stop_at_eos) -> _Request:
+  """What is decoded for texts. Raises ValueError where the model does not generate, or has no positions for so many."""
+  tokenizer, model_config, limit = run.tokenizer, run.decoder.model.config, run.decoder.length_limit
+  if model_config.family == 'encoder':
+    raise ValueError(
+      "model.family='encoder' does not generate text; fill masks with generate.py --fill='The [MASK] sat'"
+    )
+  are_sources = model_config.family == 'encoder_decoder'
+  if are_sources:
+    ids = _encode_sources(tokenizer, prompts, run.config.objective.name == 'denoising')
+  else:
+    ids = _encode(tokenizer, prompts)
+  longest = max(map(len, ids), default=0)
+  if are_sources and longest > limit:
+    raise ValueError(
+      f'the longest source has {longest} tokens, with the marks around it, more than the {limit} positions that the '
+      'model learned: shorten it'
+    )
+  if max_new_tokens > (room := _room(run.decoder, [[0]] if are_sources else ids)):
+    advice = f'ask for at most {room} new tokens' if room > 0 else 'shorten it'
+    before = (
+      'the token with which a target starts is one'
+      if are_sources
+      else f'the longest prompt has {longest} tokens, with the mark that begins a document'
+    )
+    raise ValueError(
+      f'{before}; {max_new_tokens} new ones do not fit into the {limit} positions that the model learned: {advice}'
+    )
+  vocabulary = decode.Vocabulary(
+    tokenizer.vocab_size,
+    tokenizer.eos_id if stop_at_eos else -1,
+    model_config.forced_first_token,
+    model_config.forced_last_token if stop_at_eos else -1,
+  )
+  return _Request(run.decoder, run.decoding_params, vocabulary, ids, max_new_tokens, are_sources)
 
 
 def _batches(request, rows) -> Iterator[tuple[list[int], decode.Prompts]]:

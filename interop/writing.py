@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -106,21 +106,46 @@ def write(
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
     raise ValueError(f'{directory} is there already; name a new directory')
   chosen, written = choose(config, origin.config, family)
-  places = rules.places(chosen.rules, reading.parameter_shapes(config.model))
-  at_home = origin.config.get('model_type') == chosen.name
+  head = _head(chosen, origin) | written
+  specs, arrays = _tensors(chosen, (head['architectures'] or [''])[0], config, read, origin, dtype)
+  usual = collections.Counter(dtype for dtype, _ in specs.values()).most_common(1)[0][0]
+  tokens = tokenizer_files.write(tokenizer, origin.kept, config.data.sequence_length)
+  ids = {} if origin.config else tokenizer_files.special_ids(tokenizer)
+  described = head | ids | {'dtype': _TORCH_NAMES[files.dtype_name(usual)]}
+  described.pop('torch_dtype', None)
+  texts = {'config.json': json.dumps(described, indent=2) + '\n', 'README.md': card(chosen)}
+  if 'generation_config.json' not in tokens:
+    texts['generation_config.json'] = json.dumps(tokenizer_files.special_ids(tokenizer), indent=2) + '\n'
+  with cache.new_directory(directory) as unfinished:
+    files.write(unfinished, specs, arrays, shard_bytes)
+    for name, content in tokens.items():
+      (unfinished / name).write_bytes(content)
+    for name, text in texts.items():
+      (unfinished / name).write_text(text, encoding='utf-8')
+  return chosen
+
+
+def _at_home(family, origin) -> bool:
+  """Whether a model goes back to the family that it came from."""
+  return origin.config.get('model_type') == family.name
+
+
+def _head(family, origin) -> dict:
+  """What a config.json begins with."""
+  known = origin.config if _at_home(family, origin) else {}
+  return {'architectures': known.get('architectures', [family.architectures[0]]), 'model_type': family.name}
+
+
+def _tensors(family, architecture, config, read, origin, dtype) -> tuple[dict, Iterator[tuple[str, np.ndarray]]]:
+  """The dtype and shape of each tensor of a directory by name, and one after the other the tensors themselves."""
+  places, at_home = rules.places(family.rules, reading.parameter_shapes(config.model)), _at_home(family, origin)
   known, carried = (origin.dtypes, origin.carried) if at_home else ({}, {})
-  copied = {other: name for name, other in chosen.copies.items() if other in places and name not in carried}
+  copied = {other: name for name, other in family.copies.items() if other in places and name not in carried}
   copies = {name: places[other] for other, name in copied.items()}
   dtypes = {name: files.DTYPES[dtype or known.get(name, 'F32')] for name in [*places, *carried, *copies]}
-  head = {'architectures': [chosen.architectures[0]], 'model_type': chosen.name}
-  if at_home and 'architectures' in origin.config:
-    head['architectures'] = origin.config['architectures']
-  head |= written
-  architecture = (head['architectures'] or [''])[0]
-  if chosen.is_bare(architecture) and chosen.carried and not at_home:
+  if family.is_bare(architecture) and family.carried and not at_home:
     raise FieldError(f'{architecture} has a pooler, which this model has not; only a model with a head can be written')
-  named = functools.partial(chosen.name_in, architecture)
-  specs = {named(name): (dtypes[name], tensor.shape) for name, tensor in (places | carried | copies).items()}
+  named = functools.partial(family.name_in, architecture)
 
   def arrays():
     for name, place in places.items():
@@ -131,21 +156,7 @@ def write(
     for name, tensor in carried.items():
       yield named(name), tensor.read().astype(dtypes[name])
 
-  usual = collections.Counter(dtypes.values()).most_common(1)[0][0]
-  tokens = tokenizer_files.write(tokenizer, origin.kept, config.data.sequence_length)
-  ids = {} if origin.config else tokenizer_files.special_ids(tokenizer)
-  with cache.new_directory(directory) as unfinished:
-    files.write(unfinished, specs, arrays(), shard_bytes)
-    described = head | ids | {'dtype': _TORCH_NAMES[files.dtype_name(usual)]}
-    described = {name: value for name, value in described.items() if name != 'torch_dtype'}
-    texts = {'config.json': json.dumps(described, indent=2) + '\n', 'README.md': card(chosen)}
-    if 'generation_config.json' not in tokens:
-      texts['generation_config.json'] = json.dumps(tokenizer_files.special_ids(tokenizer), indent=2) + '\n'
-    for name, content in tokens.items():
-      (unfinished / name).write_bytes(content)
-    for name, text in texts.items():
-      (unfinished / name).write_text(text, encoding='utf-8')
-  return chosen
+  return {named(name): (dtypes[name], tensor.shape) for name, tensor in (places | carried | copies).items()}, arrays()
 
 
 def choose(config, original: Mapping, family: str | None = None) -> tuple[Family, dict]:

@@ -74,7 +74,7 @@ def test_a_worker_that_dies_says_where_and_the_next_request_starts_another(fault
   results = []
   with pytest.raises(gpu_worker.Died, match=words) as death:
     results += worker.stream('work', 10, items=['good'])
-    for result in worker.stream('work', 10, items=['first', fault, 'last']):
+    for result in worker.stream('work', 2, items=['first', fault, 'last']):
       results.append(result)
   assert results == ['GOOD', 'FIRST'] and death.value.doing == fault
   assert list(worker.stream('work', 10, items=['again'])) == ['AGAIN']

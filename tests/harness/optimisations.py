@@ -1,13 +1,14 @@
-"""Compiling with few optimisations where a test looks at values only: compiling is what such a test costs."""
+"""Quick tests compile with few optimisations, since compiling is what most of them cost; some need all."""
 
 import jax
 import pytest
 
 
 def pytest_configure(config):
-  config.addinivalue_line('markers', 'values_only: looks at values only, so programs need few optimisations')
+  config.addinivalue_line('markers', 'optimised: programs are compiled as users run them, with all optimisations')
 
 
 @pytest.hookimpl(tryfirst=True)  # before the fixtures of modules
 def pytest_runtest_setup(item):
-  jax.config.update('jax_disable_most_optimizations', item.get_closest_marker('values_only') is not None)
+  optimised = any(item.get_closest_marker(name) for name in ('optimised', 'slow'))
+  jax.config.update('jax_disable_most_optimizations', not optimised)

@@ -14,7 +14,6 @@ from configs import base
 from inference import beam, decode
 from model import Stream
 
-pytestmark = pytest.mark.values_only
 GOLDEN = np.load(pathlib.Path(__file__).resolve().parents[1] / 'golden' / 'beam_search.npz')
 GOLDEN_CASES = [name.removesuffix('_options') for name in GOLDEN if name.endswith('_options')]
 EOS = 0

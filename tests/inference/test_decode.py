@@ -14,7 +14,6 @@ from inference import decode
 from inference.sampling import Sampling
 from model import Stream
 
-pytestmark = pytest.mark.values_only
 VOCAB, LENGTH = 50, 48
 GREEDY = Sampling()
 PROMPTS = [[1, 5, 9, 2, 30, 31, 7, 11, 13, 40, 41, 42, 3, 3, 3, 17, 20, 19], [1, 8], [1], [1, 30, 31, 5, 22]]

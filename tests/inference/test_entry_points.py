@@ -19,8 +19,6 @@ from data import tokenizers
 from data.tokenizers.bytes import BytesTokenizer
 from training import checkpoints, configs
 
-pytestmark = pytest.mark.values_only
-
 
 def make_run(directory, scale):
   """A run with random parameters times `scale`, and a corpus of its own."""

@@ -14,7 +14,6 @@ from configs import base
 from data.tokenizers.bytes import BytesTokenizer
 from inference import decode, generation
 
-pytestmark = pytest.mark.values_only
 PROMPTS = ['The cat', '', 'é', 'A longer prompt than the others', 'x', 'yz']
 
 

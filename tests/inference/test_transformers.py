@@ -10,7 +10,6 @@ import model as model_lib
 from inference import beam, decode, sampling
 from tests.interop import goldens
 
-pytestmark = pytest.mark.values_only
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / 'golden' / 'generation'
 EOS = 3
 

@@ -15,8 +15,6 @@ import model as model_lib
 import training
 from tests.interop import goldens
 
-pytestmark = pytest.mark.values_only
-
 
 @pytest.fixture
 def command(monkeypatch, capsys):

@@ -8,7 +8,6 @@ from tests.interop import goldens, parity
 _EXPERTS = ('deepseek', 'deepseek_yarn', 'gpt_oss', 'mixtral', 'qwen3_moe', 'qwen3_moe_window', 'switch_full')
 _PLAIN = ('gpt2_untied', 'gpt_neox_sequential', 'llama_biases', 'llama_tied', 'llama_linear', 'llama_dynamic')
 _SLOW = ('bart_scaled', 'bert_untied', 'modernbert_biases', 'roberta', 't5_v11', 'xlnet', *_EXPERTS, *_PLAIN)
-pytestmark = pytest.mark.values_only
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import model as model_lib
 from configs import base
 from model import Stream
 
-pytestmark = pytest.mark.values_only
 LENGTH, PROMPT, SLOTS = 14, 8, 16
 WINDOWED = {'attention.window': 4, 'attention.pattern': ('local', 'global')}
 VARIANTS = {

@@ -14,8 +14,6 @@ from configs import base
 from model import Stream
 from training import counting
 
-pytestmark = pytest.mark.values_only
-
 
 def tiny(**changes):
   """A two-layer model config of width 32 over 64 tokens; names may have a group before a dot."""

@@ -13,7 +13,6 @@ from model import Stream, Visibility
 from model.families import preset
 from precision.policy import products
 
-pytestmark = pytest.mark.values_only
 TINY = {'vocab_size': 64, 'num_layers': 2, 'embed_dim': 16, 'num_heads': 2, 'head_dim': 8, 'mlp_dim': 24}
 TINY |= {'dropout_rate': 0.0, 'attention.dropout_rate': 0.0}
 SMALL_BUCKETS = {'relative.num_buckets': 8, 'relative.max_distance': 6}

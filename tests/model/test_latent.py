@@ -10,8 +10,6 @@ from configs import base
 from model import Stream
 from training import counting
 
-pytestmark = pytest.mark.values_only
-
 LATENT = {'key_value_rank': 6, 'query_rank': 5, 'rotary_dim': 4, 'value_dim': 14}
 
 

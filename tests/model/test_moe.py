@@ -19,8 +19,6 @@ from model.context import for_self_attention
 from parallel import axes as ax
 from training import counting
 
-pytestmark = pytest.mark.values_only
-
 BATCH, LENGTH, EMBED, EXPERTS = 2, 11, 16, 8
 REAL = np.ones((BATCH, LENGTH), bool)
 REAL[1, 8:] = False

@@ -12,8 +12,6 @@ from configs import base
 from model import Stream, Visibility
 from model import positions as pos
 
-pytestmark = pytest.mark.values_only
-
 
 def rope(**values):
   rope_config = base.get_config().model.rope

@@ -61,6 +61,7 @@ def test_parts_give_what_the_whole_gives_dropout_and_gradients_included(fields):
       np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.optimised
 def test_every_device_holds_only_its_rows_and_heads():
   q = jax.ShapeDtypeStruct((8, 20, 4, 8), jnp.float32)
   with _over_rows_and_heads():

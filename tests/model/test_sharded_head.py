@@ -87,6 +87,7 @@ def test_a_bias_and_a_cap_are_the_same_in_parts(head):
 
 
 @pytest.mark.parametrize('data, fsdp, zero_stage, exchanged', LAYOUTS)
+@pytest.mark.optimised
 def test_nothing_is_exchanged_between_chunks(head, data, fsdp, zero_stage, exchanged):
   model, params, batch = head
   compiled = _compiled(model, params, data, fsdp, zero_stage).lower(params, batch).compile()

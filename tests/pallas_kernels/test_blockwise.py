@@ -74,6 +74,7 @@ def test_arrays_lie_on_one_device_under_a_mesh_of_one_and_inside_of_shard_map():
   assert found == [False, False, True, False, True]
 
 
+@pytest.mark.optimised
 def test_memory_grows_with_the_length_and_not_with_its_square():
   def temporaries(length, implementation):
     q = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.bfloat16)
@@ -85,6 +86,7 @@ def test_memory_grows_with_the_length_and_not_with_its_square():
 
 
 @pytest.mark.parametrize('length', [40, 300, 1100])
+@pytest.mark.optimised
 def test_every_bf16_product_takes_bf16_operands_and_accumulates_in_float32(length):
   q = _normal(1, length, 2, 16, dtype=jnp.bfloat16)
   jaxpr = jax.make_jaxpr(jax.grad(_loss, (0, 1, 2)))(q, q, q)
@@ -115,6 +117,7 @@ def test_it_composes_with_vmap_checkpoint_and_scan():
 
 
 @pytest.mark.parametrize('length', [24, 300, 1100])
+@pytest.mark.optimised
 def test_a_batch_sharded_over_devices_gives_the_same_without_gathering_it(length):
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ('devices',))
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('devices'))

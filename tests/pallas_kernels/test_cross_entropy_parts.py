@@ -104,6 +104,7 @@ def _communication(mesh, layout):
   return outside, sorted((x.kind, x.bytes) for x in found if x.loops)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
   'layout, expected', [('rows', ['all-reduce']), ('rows and embed', ['all-gather', 'all-reduce', 'reduce-scatter'])]
 )
@@ -111,6 +112,7 @@ def test_the_gradient_is_reduced_once_after_the_last_chunk(mesh, layout, expecte
   assert _communication(mesh, layout) == (expected, [])
 
 
+@pytest.mark.optimised
 def test_parts_of_the_vocabulary_exchange_a_few_numbers_a_token(mesh):
   outside, inside = _communication(mesh, 'vocabulary')
   assert set(outside) == {'all-reduce'}  # of both gradients

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 from parallel.collectives import Collective, collectives
 
 
+@pytest.mark.optimised
 def test_kinds_sizes_and_loops_of_a_compiled_program():
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ('devices',))
 

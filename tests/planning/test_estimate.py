@@ -90,7 +90,8 @@ def test_stages_and_devices_divide_what_they_name():
   assert found[1]['optimizer'] < found[0]['optimizer'] / 7
   assert found[2]['gradients'] < found[1]['gradients'] / 7
   assert found[3]['parameters'] < found[2]['parameters'] / 7
-  assert found[0]['parameters'] == found[2]['parameters'] and found[0]['optimizer'] == 2 * found[0]['parameters']
+  assert found[0]['parameters'] == found[2]['parameters']
+  assert found[0]['optimizer'] == pytest.approx(2 * found[0]['parameters'], abs=64)  # two moments and counters
   assert len({held['activations'] for held in found.values()}) == 1
 
 
@@ -163,8 +164,8 @@ class TestSearch:
     def step(problem, config, where, target_config):
       seen.append(planning.words(config))
       held = estimate(problem, config, where, traced(problem, where))
-      mesh = parallel.check_mesh(config.mesh, where.num_devices)
-      built = dataclasses.replace(program.build(config_of(), epoch_steps=1.0, devices=jax.devices()[:1]), mesh=mesh)
+      layout = parallel.Layout(parallel.check_mesh(config.mesh, where.num_devices), config.zero_stage)
+      built = dataclasses.replace(program.build(config_of(), epoch_steps=1.0, devices=jax.devices()[:1]), layout=layout)
       if len(seen) == 1:
         raise compiling.DoesNotFit('too large', where.device.memory_bytes + 2**30, where.device.memory_bytes)
       return compiling.Compiled(built, 1.0, 2.0, held.total_bytes, 0, held.total_bytes, (), {}, ('hopper',))

@@ -183,6 +183,7 @@ def test_vmap_jit_and_second_derivatives_of_the_transformed_function():
   _assert_close(norm(fn)(w), jax.jit(norm(transformed))(w), tolerance=0.03)
 
 
+@pytest.mark.optimised
 def test_sharded_over_devices_without_gathering_activations():
   mesh = jax.make_mesh((8,), ('d',), axis_types=(jax.sharding.AxisType.Auto,))
   loss = _network(_unrolled)
@@ -216,6 +217,7 @@ SIZES = dict(b=3, n=2, t=16, s=24, d=32, f=40)
 
 
 @pytest.mark.parametrize('equation', MATMULS)
+@pytest.mark.optimised
 def test_any_matmul_runs_compiled_between_transpositions(equation):
   """XLA's CPU backend fails at run time on several of these when they are written directly in bfloat16."""
   names, out = equation.split('->')

@@ -32,6 +32,7 @@ PINNED = {
 
 
 @pytest.mark.parametrize('path, dtype', PINNED)
+@pytest.mark.optimised
 def test_one_steps_metrics(path, dtype):
   config = configs.load(path, ['model.vocab_size=320', f'precision.dtype={dtype}'])
   built = program.build(config)

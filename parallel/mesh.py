@@ -26,7 +26,7 @@ def make_mesh(mesh_config, devices: Sequence[jax.Device] | None = None) -> Mesh:
   devices, shape = devices[: math.prod(sizes.values())], tuple(sizes.values())
   types = (AxisType.Auto,) * len(AXES)
   if mesh_config.slices == 1:
-    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES, axis_types=types)
   across, groups = axis_across_slices(sizes, mesh_config.slices), _slices(devices, mesh_config.slices)
   within = tuple(size // mesh_config.slices if name == across else size for name, size in sizes.items())
   parts = [mesh_utils.create_device_mesh(within, group, allow_split_physical_axes=True) for group in groups]

@@ -35,7 +35,6 @@ class Compiled:
     argument_bytes: of the state and the batch; the state is donated.
     temporary_bytes: of all else that is there at once, gradients among it.
     planned_bytes: all of it.
-    flops: of one device, as the compiler counts (a loop's body once); None where it does not.
     collectives: of a step.
     kernels: how many calls the program has of each kind of kernel.
     attention: implementations that were chosen.
@@ -47,7 +46,6 @@ class Compiled:
   argument_bytes: int
   temporary_bytes: int
   planned_bytes: int
-  flops: float | None
   collectives: tuple[Collective, ...]
   kernels: dict[str, int]
   attention: tuple[str, ...]
@@ -86,7 +84,6 @@ def step(problem: setup.Problem, config, where: topology.Topology, target_config
     end = time.perf_counter()
   memory, text = compiled.memory_analysis(), compiled.as_text()
   new = memory.output_size_in_bytes - memory.alias_size_in_bytes
-  analysis = compiled.cost_analysis() or {}
   return Compiled(
     built,
     middle - start,
@@ -94,7 +91,6 @@ def step(problem: setup.Problem, config, where: topology.Topology, target_config
     memory.argument_size_in_bytes,
     memory.temp_size_in_bytes,
     memory.argument_size_in_bytes + memory.temp_size_in_bytes + new,
-    analysis.get('flops'),
     tuple(collectives(text)),
     dict(collections.Counter(_CUSTOM_CALL.findall(text))),
     tuple(sorted(set(re.findall(r'attention_(hopper|tpu|blockwise|reference|cudnn)\b', text)))),

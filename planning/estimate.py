@@ -13,7 +13,7 @@ from collections.abc import Callable
 import parallel
 import scaling
 import scaling.roofline
-from parallel import messages, rules
+from parallel import messages
 from planning import layout, setup, topology
 from training import counting
 
@@ -63,7 +63,7 @@ class _Part:
     length_parts: parts of a row.
     vocab_parts: parts of the head.
     layers: of the stacks, those of this device.
-    splits: parts by the size of a dimension that tensor parallelism splits.
+    splits: parts by the size of a dimension of arrays that tensor parallelism splits.
     used_bytes: of the stacks' parameters, were all gathered for use at once.
     itemsize: of operands of products.
   """
@@ -114,21 +114,18 @@ def estimate(problem: setup.Problem, config, where: topology.Topology, traced: C
   return Estimate(held, work.training, flops, traffic, exchanges, bubble, bound)
 
 
-def _parts(plan, axis: str) -> int:
-  (entry,) = plan.activation_spec((axis,))
-  return math.prod(plan.mesh.shape[name] for name in rules.mesh_axes(entry))
-
-
 def _elements(plan, spec, shape) -> int:
   return math.prod(plan.sharding(spec).shard_shape(shape))
 
 
 def _part(config, problem, plan, shapes) -> _Part:
   model_config, microbatches = config.model, config.optimizer.accumulation_steps
-  tensor = _parts(plan, 'heads')
+  tensor = plan.parts('heads')
   splits = dict.fromkeys((model_config.num_heads, model_config.mlp_dim, model_config.moe.mlp_dim), tensor)
   splits[model_config.num_kv_heads] = math.gcd(tensor, model_config.num_kv_heads)
   splits.pop(0, None)
+  # Sequence parallelism splits the residual stream between the branches too, by its length.
+  splits.setdefault(model_config.embed_dim, plan.parts('residual_length') // plan.parts('length'))
   itemsize = _NARROW[config.precision.dtype]
   stacked = [(leaf.shape, plan.used_spec(axes, leaf.shape)) for leaf, axes, _ in problem.parameters if 'layers' in axes]
   used = sum(_elements(plan, spec, shape) for shape, spec in stacked)
@@ -138,8 +135,8 @@ def _part(config, problem, plan, shapes) -> _Part:
   return _Part(
     rows=shapes['tokens'].shape[0] / microbatches / plan.data_parallel_size,
     microbatches=microbatches,
-    length_parts=_parts(plan, 'length'),
-    vocab_parts=_parts(plan, 'vocab') if model_config.vocab_size % _parts(plan, 'vocab') == 0 else 1,
+    length_parts=plan.parts('length'),
+    vocab_parts=plan.parts('vocab') if model_config.vocab_size % plan.parts('vocab') == 0 else 1,
     layers=layers,
     splits=splits,
     used_bytes=used * itemsize,
@@ -169,7 +166,8 @@ def _working(config, where, part, whole) -> float:
   table = model_config.vocab_size * model_config.embed_dim / part.vocab_parts
   logits = _LOGITS['tpu' if where.accelerator.torus else 'gpu']
   tokens = part.rows * config.data.sequence_length / part.length_parts
-  chunk = min(max(logits, 1024 * model_config.vocab_size / part.vocab_parts), tokens * model_config.vocab_size)
+  vocab = model_config.vocab_size / part.vocab_parts
+  chunk = min(max(logits, 1024 * vocab), tokens * vocab)
   head = table * (2 * part.itemsize + 4) + chunk * 8
   return max(layer, head)
 

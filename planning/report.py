@@ -208,7 +208,6 @@ def to_json(plan: Plan) -> dict:
         'temporaries': compiled.temporary_bytes,
         'all': compiled.planned_bytes,
       },
-      'flops': compiled.flops,
       'kernels': compiled.kernels,
       'attention': compiled.attention,
       'collectives': [

@@ -143,6 +143,7 @@ class TestMeshAxes:
       self.axes('all-reduce(%a), replica_groups=@groups')
 
 
+@pytest.mark.optimised
 def test_a_compiled_program_names_its_axes():
   mesh = jax.make_mesh((2, 4), ('data', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 

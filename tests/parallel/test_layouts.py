@@ -93,6 +93,7 @@ def changes(layout: str) -> dict:
   return {top.get(key, f'mesh__{key}'): value for key, value in _LAYOUTS[layout].items()}
 
 
+@pytest.mark.optimised(False)
 @pytest.mark.parametrize('stack, layout', CELLS)
 def test_a_layout_gives_what_one_device_gives(stack, layout, capfd):
   chosen = changes(layout)

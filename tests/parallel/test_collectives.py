@@ -103,12 +103,12 @@ HloModule jit_step, is_scheduled=true
 
 %start (p: f32[8,16]) -> f32[8,64] {
   %p = f32[8,16]{1,0} parameter(0)
-  ROOT %ag.1 = f32[8,64]{1,0} all-gather(%p), channel_id=7, frontend_attributes={chain_id="0"}, metadata={op_name="f/up"}
+  ROOT %ag.1 = f32[8,64]{1,0} all-gather(%p), channel_id=7, attributes={chain_id="0"}, metadata={op_name="f/up"}
 }
 
 %end (q: f32[8,16]) -> f32[8,64] {
   %q = f32[8,16]{1,0} parameter(0)
-  ROOT %ag.2 = f32[8,64]{1,0} all-gather(%q), channel_id=7, frontend_attributes={chain_id="0"}, metadata={op_name="f/up"}
+  ROOT %ag.2 = f32[8,64]{1,0} all-gather(%q), channel_id=7, attributes={chain_id="0"}, metadata={op_name="f/up"}
 }
 
 ENTRY %main (a: f32[8,64], b: f32[8,16]) -> f32[8,64] {

@@ -17,8 +17,8 @@ To plan one (configs/pods.py:decoder_8b and the others), and to train it:
   python plan.py --config=configs/pods.py:decoder_8b --topology=v5e:16x16
   python train.py --config=configs/pods.py:decoder_8b --workdir=runs/8b --config.data.path='text/*.jsonl'
 
-They compile for this hardware and fit its memory by the compiler's account; none of them has been trained, so neither
-time nor score is given. configs/pods.py:decoder_70b, configs/pods.py:moe_8x7b, configs/pods.py:t5_11b,
+They are meant for this hardware; plan.py tells whether they compile for it and fit. None of them has been trained, so
+neither time nor score is given. configs/pods.py:decoder_70b, configs/pods.py:moe_8x7b, configs/pods.py:t5_11b,
 configs/pods.py:bert_340m, configs/pods.py:context_128k, configs/pods.py:llama_1b_h200, configs/pods.py:llama_8b_h200_8
 and configs/pods.py:llama_8b_h200_32 are read in the same way. Each expects the tokenizer.json of its family in the
 working directory; `--config.data.tokenizer_path=FILE` names it elsewhere.

@@ -161,3 +161,45 @@ def test_a_compiled_program_names_its_axes():
     'collective-permute': ('tensor',),
     'all-gather': ('data', 'tensor'),
   }
+
+
+_OF_A_TPU = """
+HloModule jit_step, is_scheduled=true
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  ROOT %y = f32[] parameter(1)
+}
+
+%all-reduce-scatter.1 (input: f32[8,64]) -> f32[8,16] {
+  %input = f32[8,64]{1,0} parameter(0)
+  %all-reduce.1 = f32[8,64]{1,0} all-reduce(%input), channel_id=4, to_apply=%add
+  ROOT %slice = f32[8,16]{1,0} dynamic-slice(%all-reduce.1, %zero, %place), dynamic_slice_sizes={8,16}
+}
+
+%start (p: f32[8,16]) -> f32[8,64] {
+  %p = f32[8,16]{1,0} parameter(0)
+  ROOT %ag.1 = f32[8,64]{1,0} all-gather(%p), channel_id=7, attributes={chain_id="0"}, metadata={op_name="f/up"}
+}
+
+%end (q: f32[8,16]) -> f32[8,64] {
+  %q = f32[8,16]{1,0} parameter(0)
+  ROOT %ag.2 = f32[8,64]{1,0} all-gather(%q), channel_id=7, attributes={chain_id="0"}, metadata={op_name="f/up"}
+}
+
+ENTRY %main (a: f32[8,64], b: f32[8,16]) -> f32[8,64] {
+  %a = f32[8,64]{1,0} parameter(0)
+  %b = f32[8,16]{1,0} parameter(1)
+  %fusion.1 = f32[8,16]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1, metadata={op_name="f/down"}
+  %fusion.2 = f32[8,64]{1,0} fusion(%b), kind=kCustom, calls=%start
+  ROOT %fusion.3 = f32[8,64]{1,0} fusion(%fusion.1), kind=kCustom, calls=%end
+}
+"""
+
+
+def test_fusions_of_a_tpu_are_the_collectives_that_they_stand_for():
+  whole = 8 * 64 * 4
+  assert sorted(collectives(_OF_A_TPU), key=lambda x: x.kind) == [
+    Collective('all-gather', whole, (), 'f/up'),
+    Collective('reduce-scatter', whole, (), 'f/down'),
+  ]

@@ -16,6 +16,7 @@ from pallas_kernels import Device, target
 from parallel.collectives import collectives
 from training import program
 
+pytestmark = pytest.mark.optimised
 LAYERS = 2
 _STREAM = 4 * cells.ROWS * cells.LENGTH * 32  # bytes of the residual stream of all rows in float32
 _NOISE = 1024  # bytes: norms, vectors and numbers, which tiny models have as large as anything

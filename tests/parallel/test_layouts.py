@@ -8,7 +8,6 @@ import jax
 import pytest
 from harness import cells
 
-pytestmark = pytest.mark.values_only
 TOLERANCE = 1e-5
 
 # Layouts that every stack of a table should run on: an axis alone, pairs that people use, triples.

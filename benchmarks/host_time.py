@@ -3,8 +3,8 @@
   python -m benchmarks.host_time [--leaves=100,300,1000,3000]
 
 The step of `training.step` with AdamW, compiled by `parallel.compile_step`, over parameters of a few numbers each, so
-that the device has next to nothing to do; the state is donated. Timed is the call until it returns, the median of 300,
-and until the device is done. Writes host_time.{json,md}.
+that the device has next to nothing to do; the state is donated. Timed are the processor time that the calling thread
+spends on the call, the call until it returns, and until the device is done; medians of 300. Writes host_time.{json,md}.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from training import optimizers
 from training.state import init_state
 from training.step import make_step
 
-_HEADERS = ['arrays of the state', 'parameters', 'devices', 'call ms', 'call and device ms']
+_COLUMNS = ('leaves', 'parameters', 'devices', 'thread_ms', 'call_ms', 'done_ms')
+_HEADERS = ['arrays of the state', 'parameters', 'devices', 'thread ms', 'call ms', 'call and device ms']
 
 
 def build(num_params: int, devices):
@@ -65,10 +66,11 @@ def measure(num_params: int, devices, calls: int = 300) -> dict:
   step, state, batch = build(num_params, devices)
   leaves = len(jax.tree.leaves(state))
   state, _ = jax.block_until_ready(step(state, batch))
-  called, done = [], []
+  thread, called, done = [], [], []
   for _ in range(calls):
-    start = time.perf_counter()
+    start, start_of_thread = time.perf_counter(), time.thread_time()
     state, metrics = step(state, batch)
+    thread.append(time.thread_time() - start_of_thread)
     called.append(time.perf_counter() - start)
     jax.block_until_ready((state, metrics))
     done.append(time.perf_counter() - start)
@@ -76,6 +78,7 @@ def measure(num_params: int, devices, calls: int = 300) -> dict:
     'leaves': leaves,
     'parameters': num_params,
     'devices': len(devices),
+    'thread_ms': 1e3 * statistics.median(thread),
     'call_ms': 1e3 * statistics.median(called),
     'done_ms': 1e3 * statistics.median(done),
   }
@@ -90,7 +93,7 @@ def main():
   for leaves in map(int, arguments.leaves.split(',')):
     records.append(measure(leaves // 3, jax.devices()[:1]))  # a parameter has two moments
     print(records[-1], flush=True)
-  rows = [[record[key] for key in ('leaves', 'parameters', 'devices', 'call_ms', 'done_ms')] for record in records]
+  rows = [[record[key] for key in _COLUMNS] for record in records]
   common.write('host_time', {'steps': records}, common.markdown_table(_HEADERS, rows), 'python -m benchmarks.host_time')
 
 

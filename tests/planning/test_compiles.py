@@ -30,6 +30,6 @@ def test_a_pod_config_compiles_fits_and_is_what_was_estimated(variant):
   assert plan.compiled.lower_seconds + plan.compiled.compile_seconds < 180
   assert plan.compiled.attention == ('tpu' if HARDWARE[variant].startswith('v') else 'hopper',)
   state = ('parameters', 'optimizer', 'average', 'batch')
-  assert sum(plan.estimate.bytes[kind] for kind in state) == pytest.approx(plan.compiled.argument_bytes, rel=1e-3)
+  assert sum(plan.estimate.bytes[kind] for kind in state) == pytest.approx(plan.compiled.argument_bytes, rel=0.02)
   if HARDWARE[variant].startswith('h'):  # how TPU programs hold gathered weights is not modelled
     assert plan.estimate.total_bytes == pytest.approx(plan.compiled.planned_bytes, rel=0.15)

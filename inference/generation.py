@@ -136,7 +136,7 @@ class _Run:
 
 def _request(run, prompts, max_new_tokens, stop_at_eos) -> _Request:
   """What is decoded for texts. Raises ValueError where the model does not generate, or has no positions for so many."""
-  tokenizer, model_config, limit = run.tokenizer, run.decoder.model.config, run.decoder.length_limit
+  tokenizer, model_config = run.tokenizer, run.decoder.model.config
   if model_config.family == 'encoder':
     raise ValueError(
       "model.family='encoder' does not generate text; fill masks with generate.py --fill='The [MASK] sat'"
@@ -146,7 +146,7 @@ def _request(run, prompts, max_new_tokens, stop_at_eos) -> _Request:
     ids = _encode_sources(tokenizer, prompts, run.config.objective.name == 'denoising')
   else:
     ids = _encode(tokenizer, prompts)
-  longest = max(map(len, ids), default=0)
+  longest, limit = max(map(len, ids), default=0), run.decoder.length_limit
   if are_sources and longest > limit:
     raise ValueError(
       f'the longest source has {longest} tokens, with the marks around it, more than the {limit} positions that the '

@@ -12,8 +12,6 @@ from jax.sharding import Mesh, PartitionSpec
 
 from parallel import exchange
 
-pytestmark = pytest.mark.values_only
-
 ROWS, WIDTH, EXPERTS, OWNERS = 12, 3, 8, 4
 SPLIT = PartitionSpec(('rest', 'owner'))
 

@@ -22,8 +22,6 @@ from pallas_kernels import Device, target
 from parallel import axes
 from parallel.collectives import collectives
 
-pytestmark = pytest.mark.values_only
-
 SWITCH = {'model__moe__experts_per_token': 1, 'model__moe__capacity_factor': 1.0, 'model__moe__jitter': 0.1}
 KINDS = {
   'dropless': ('moe', {}),

@@ -64,7 +64,7 @@ SPECIAL = ('odd', 'latent', 'shaw', 'alibi', 'xlnet')
 
 QUICK = [
   ('decoder', 'fsdp, sequence parallel'),
-  ('encoder', 'zero 3'),
+  ('encoder', 'data, fsdp'),
   ('encoder_decoder', 'tensor'),
   ('moe', 'expert, accumulated'),
   ('decoder', 'sequence, tensor'),

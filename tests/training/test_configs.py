@@ -61,14 +61,14 @@ def test_top_level_keys_and_the_last_override_win():
     ('model.num_layers=True', 'model.num_layers takes a whole number; got True'),
     (
       'model.attention.qk_nrm=1',
-      "did you mean 'model.attention.qk_norm'?; group 'model.attention' has bias, dropout_rate",
+      "did you mean 'model.attention.qk_norm'?; group 'model.attention' has bias, context_parallel",
     ),
     (
       'model.implementation=auto',
       "mean 'model.moe.implementation' or 'model.attention.implementation'?; group 'model'",
     ),
     ('dropout_rate=0.1', "did you mean 'model.dropout_rate' or"),
-    ('model.attention=3', 'model.attention is a group; set one of its keys bias, dropout_rate'),
+    ('model.attention=3', 'model.attention is a group; set one of its keys bias, context_parallel'),
     ('model.attention.qk_norm=1', 'model.attention.qk_norm takes True or False; got 1'),
     ('model.attention.qk_norm=true', "model.attention.qk_norm takes True or False; got 'true'"),
     ('model.attention.implementation=fast', 'does not exist; choose one of auto, reference, blockwise, cudnn, hopper'),

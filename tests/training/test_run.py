@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 import objectives
-import parallel
 import training
 from training import checkpoints, configs, loop, metrics, program
 
@@ -156,40 +155,6 @@ def test_the_run_of_an_older_version_goes_on(corpus, tmp_path):
 _STILL = {'model__dropout_rate': 0.0, 'model__attention__dropout_rate': 0.0, 'model__vocab_size': 320}
 
 
-def three_steps(config):
-  """Returns [3, 2] total losses and gradient norms of three steps, and the state after them."""
-  compiled = program.build(config)
-  state, record = compiled.init(), []
-  for seed in range(3):
-    state, metrics = compiled.step(state, random_batch(seed))
-    record.append([metrics[key].value for key in ('total_loss', 'grad_norm')])
-  return np.array(record), state
-
-
-@pytest.fixture(scope='module')
-def steps_of_one_device(make_config):
-  return three_steps(make_config(**_STILL))[0]
-
-
-@pytest.mark.parametrize(
-  'changes',
-  [
-    {'mesh__data': 8},
-    {'mesh__fsdp': 8, 'zero_stage': 3},
-    {'mesh__data': 2, 'mesh__fsdp': 4, 'zero_stage': 3, 'optimizer__accumulation_steps': 2},
-  ],
-  ids=str,
-)
-def test_meshes_give_the_losses_and_gradients_of_one_device(make_config, steps_of_one_device, changes):
-  record, state = three_steps(make_config(**_STILL, **changes))
-  shardings = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.params)}
-  np.testing.assert_allclose(record, steps_of_one_device, rtol=1e-5)
-  if changes.get('zero_stage') == 3:
-    assert any('fsdp' in spec for spec in shardings)
-    largest = max(jax.tree.leaves(state.opt_state), key=lambda leaf: leaf.size)
-    assert largest.addressable_shards[0].data.size < largest.size
-
-
 def random_batch(seed, rows=16, row_length=33):
   tokens = np.random.default_rng(seed).integers(0, 256, (rows, row_length), dtype=np.int32)
   segment_ids = np.ones_like(tokens)
@@ -197,31 +162,6 @@ def random_batch(seed, rows=16, row_length=33):
   segment_ids[(seed + 1) % rows, 25:] = 0
   positions = np.tile(np.arange(row_length, dtype=np.int32), (rows, 1))
   return objectives.Causal().examples({'tokens': tokens, 'segment_ids': segment_ids, 'positions': positions}, None)
-
-
-def gradients(config):
-  """Returns the leaves of the gradient of the loss at the first parameters."""
-  compiled = program.build(config)
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, compiled.abstract_state.params)
-  gradient = parallel.compile_evaluation(
-    lambda params, batch: jax.grad(compiled.task.loss, has_aux=True)(params, batch, None)[0],
-    parallel.make_layout(config.mesh, compiled.mesh, config.zero_stage),
-    shardings,
-    compiled.batch_shardings,
-  )
-  return [np.asarray(leaf) for leaf in jax.tree.leaves(gradient(compiled.init().params, random_batch(0)))]
-
-
-@pytest.fixture(scope='module')
-def gradients_of_one_device(make_config):
-  return gradients(make_config(model__vocab_size=320, model__init_scale=0.2))
-
-
-@pytest.mark.parametrize('changes', [{'mesh__data': 8}, {'mesh__fsdp': 8, 'zero_stage': 3}], ids=str)
-def test_gradients_over_a_mesh_leaf_by_leaf(make_config, gradients_of_one_device, changes):
-  over_the_mesh = gradients(make_config(model__vocab_size=320, model__init_scale=0.2, **changes))
-  for one, many in zip(gradients_of_one_device, over_the_mesh, strict=True):
-    assert np.linalg.norm(many - one) <= 1e-5 * np.linalg.norm(one)
 
 
 def test_accumulation_gives_the_step_of_the_whole_batch(make_config):

@@ -10,6 +10,8 @@ from objectives import spans as spans_lib
 from objectives.prediction import need
 from objectives.source_to_target import SourceToTarget
 
+_GROUP = 16  # slots of targets
+
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
@@ -101,7 +103,7 @@ class SpanCorruption(SourceToTarget):
   def examples(self, rows, seeds):
     """Sources int32 [B, S] and targets int32 [B, T], see `SourceToTarget`; S and T follow from R."""
     row_length = rows['tokens'].shape[1]
-    room = Room(self.noise.source_length(row_length), self.noise.target_length(row_length))
+    room = Room.of(self.noise.source_length(row_length), self.noise.target_length(row_length))
 
     def example(row, rng):
       text = Text.of(row, self.special)
@@ -116,6 +118,11 @@ class Room:
 
   source_length: int
   target_length: int
+
+  @classmethod
+  def of(cls, source_length: int, target_length: int) -> 'Room':
+    """At least so many; those of targets come in groups, which devices can share."""
+    return cls(source_length, -(-target_length // _GROUP) * _GROUP)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,7 +88,7 @@ class UL2(SourceToTarget):
       one.noise.target_length(row_length) if one.noise.mean_span else round(one.noise.mask_rate * row_length) + 2
       for one in self.denoisers
     )
-    room = Room(row_length, target_length)
+    room = Room.of(row_length, target_length)
     weights = np.array([one.weight for one in self.denoisers])
 
     def example(row, rng):

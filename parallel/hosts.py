@@ -6,6 +6,7 @@ A process is one host, or one of several on it; with one process nothing here co
 import glob
 import importlib.util
 import itertools
+import math
 import os
 import pathlib
 import sys
@@ -195,11 +196,28 @@ def global_batch(batch: Mapping, shardings: Mapping[str, NamedSharding], rows: i
     batch: numpy arrays [local rows, ...].
     shardings: of the whole arrays.
     rows: of the whole batch.
+
+  Raises:
+    ValueError: the devices cannot share the length of an array.
   """
+  for name, values in batch.items():
+    _check_even(name, (rows, *values.shape[1:]), shardings[name])
   return {
     name: jax.make_array_from_process_local_data(shardings[name], values, (rows, *values.shape[1:]))
     for name, values in batch.items()
   }
+
+
+def _check_even(name, shape, sharding):
+  for size, entry in zip(shape, sharding.spec):
+    axes = (entry,) if isinstance(entry, str) else tuple(entry or ())
+    parts = math.prod(sharding.mesh.shape[axis] for axis in axes)
+    if size % parts:
+      given = ' times '.join(f'mesh.{axis}' for axis in axes)
+      raise ValueError(
+        f'{name!r} of a batch has the shape {shape}, and {given} = {parts} devices cannot share {size}; choose '
+        'another data.sequence_length, from which it follows, or a smaller mesh'
+      )
 
 
 def stops(step: int) -> bool:

@@ -173,3 +173,11 @@ def test_one_process_is_not_watched(capsys):
   with pytest.raises(jax.errors.JaxRuntimeError), hosts.Watchdog(0.05, ''):
     raise jax.errors.JaxRuntimeError('out of memory')
   assert not capsys.readouterr().err
+
+
+def test_a_length_that_devices_cannot_share_is_refused_in_words():
+  mesh = jax.make_mesh((2, 4), ('data', 'sequence'), axis_types=(AxisType.Auto,) * 2)
+  sharding = {'tokens': NamedSharding(mesh, PartitionSpec(('data',), ('sequence',)))}
+  with pytest.raises(ValueError, match=r"'tokens' of a batch has the shape \(2, 114\), and mesh.sequence = 4 devices"):
+    hosts.global_batch({'tokens': np.zeros((2, 114), np.int32)}, sharding, 2)
+  assert hosts.global_batch({'tokens': np.zeros((2, 128), np.int32)}, sharding, 2)['tokens'].shape == (2, 128)

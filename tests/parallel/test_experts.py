@@ -162,7 +162,7 @@ def assert_equal_to_one_device(kind, layout, steps):
   got = cells.run(cells.build(stack, **changes, **layout), steps)
   found = cells.differences(got, _baseline(kind, steps))
   # The optimizer divides a gradient by its own size, which makes the rounding of a small one that of a parameter.
-  allowed = lambda path: 1e-4 if path.startswith('params/') else 1e-5
+  allowed = lambda path: 3e-5 if path.startswith('params/') else 1e-5
   assert not {path: distance for path, distance in found.items() if not distance < allowed(path)}
 
 
